@@ -51,7 +51,10 @@ def test_files_and_functions_are_short_or_give_the_reason(path):
         )
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno is not None:
-            assert node.end_lineno - node.lineno < 60, f"{path.name}: {node.name} is over 60 lines"
+            has_reason = "One function" in (ast.get_docstring(node) or "")
+            assert node.end_lineno - node.lineno < 60 or has_reason, (
+                f"{path.name}: {node.name} is over 60 lines and its docstring gives no reason"
+            )
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -9,7 +9,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoal.api.strict_yaml import YamlError, YamlLimits, read_yaml
+from shoal.api.reading.strict_yaml import YamlError, YamlLimits, read_yaml
 from tests.soak import examples
 
 LIMITS = YamlLimits(kind="thing", characters=1 << 20, values=10_000)

@@ -120,7 +120,7 @@ def test_a_script_that_always_fails_early_fails_the_job_although_it_commits_samp
         supervisor.progressed("Running", "", samples, now, joins=1, trainers=1)
         now += 3.0
         supervisor.exited(TRAINER, 0, 1, now, last_lines="IndexError: the third batch")
-        if supervisor.leaving:
+        if supervisor.outcome is not None:
             break
         now = supervisor.pending[TRAINER, 0]
         supervisor.tick(now)
@@ -219,7 +219,7 @@ def test_a_complete_job_remains_complete_while_its_processes_end():
     supervisor = running(trainers=1)
     supervisor.progressed("Complete", "", 10, 5.0, joins=1, trainers=1)
     supervisor.exited(TRAINER, 0, 0, 6.0)
-    assert supervisor.leaving
+    assert supervisor.outcome is not None
     assert supervisor.complete
     supervisor.interrupt(7.0)
     assert supervisor.complete

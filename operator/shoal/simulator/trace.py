@@ -19,8 +19,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from shoal.api import ManifestError, Problem, Quantity
 from shoal.api.errors import RulesBrokenError, shown
-from shoal.api.explain import problems_of
-from shoal.api.strict_yaml import YamlError, YamlLimits, read_file, read_yaml
+from shoal.api.reading.explain import problems_of
+from shoal.api.reading.strict_yaml import YamlError, YamlLimits, read_file, read_yaml
 
 __all__ = [
     "DeploymentSpec",

@@ -16,8 +16,8 @@ from shoal.api.job import (
     Trainer,
     TrainingJob,
 )
-from shoal.api.load import from_mapping, load, loads
-from shoal.api.script import for_script, parse_trainers, with_options
+from shoal.api.reading.load import from_mapping, load, loads
+from shoal.api.reading.script import for_script, parse_trainers, with_options
 from shoal.api.types import Duration, Quantity
 
 __all__ = [

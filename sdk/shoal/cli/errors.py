@@ -45,10 +45,15 @@ def clear_errors() -> Iterator[None]:
         # Imported late, because the import of pydantic would delay commands that need no manifest.
         from shoal.api import ManifestError  # noqa: PLC0415
 
-        if not isinstance(error, ManifestError):
+        if isinstance(error, ManifestError):
+            _print_error(str(error))
+            raise typer.Exit(USAGE) from None
+        from shoal.sdk.errors import InvalidJobError, ShoalError  # noqa: PLC0415
+
+        if not isinstance(error, ShoalError):
             raise
         _print_error(str(error))
-        raise typer.Exit(USAGE) from None
+        raise typer.Exit(USAGE if isinstance(error, InvalidJobError) else FAILED) from None
 
 
 @contextmanager

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from shoal.cli.commands import add_commands
 from shoal.cli.errors import CommandError, clear_errors
+from shoal.cli.options import Context, Kubeconfig, Local, Name, Namespace, Output, State, output_format, target
 
 __all__ = ["app", "main"]
 
@@ -19,7 +22,9 @@ _ABOUT = """Elastic training of PyTorch models: every sample counts exactly once
 
 - `shoal run job.yaml` runs the job of a manifest; after Ctrl-C the same command resumes it
 
-- `shoal scale digits --trainers 3` changes the number of trainers while it runs
+- `shoal submit train.py --trainers 2:8` ships a script to a cluster and follows the job there
+
+- `shoal scale digits 3` changes the number of trainers while it runs
 
 - `shoal status digits` and `shoal logs digits -f` show its progress and logs
 """
@@ -33,22 +38,11 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+_COMPLETE = "_SHOAL_COMPLETE"
+"""Variable that a shell sets to ask for completions."""
 _RUN = "Train"
 _INSPECT = "Inspect and scale"
 _OTHER = "Other"
-
-State = Annotated[
-    Path | None,
-    typer.Option(
-        "--state",
-        metavar="DIR",
-        help="Folder of all jobs on this machine (default: $SHOAL_STATE, else ~/.local/state/shoal).",
-        show_default=False,
-    ),
-]
-Output = Annotated[str, typer.Option("--output", "-o", metavar="text|json", help="Format: text, or JSON for programs.")]
-Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of a job on this machine.", show_default=False)]
-
 
 _Trainers = Annotated[
     str | None,
@@ -132,7 +126,7 @@ def run(
     the command line or the manifest is invalid; 130 after Ctrl-C.
     """
     with clear_errors():
-        from shoal.cli.run import Options, run_job  # noqa: PLC0415
+        from shoal.cli.local.run import Options, run_job  # noqa: PLC0415
 
         options = Options(
             target=target,
@@ -145,7 +139,7 @@ def run(
             state=state,
             etcd=etcd,
             fresh=fresh,
-            output=_output(output),
+            output=output_format(output, "text", "json"),
             quiet=quiet,
         )
         raise typer.Exit(run_job(options))
@@ -157,28 +151,20 @@ def plan(
     namespace: Annotated[
         str, typer.Option("--namespace", "-n", metavar="NAME", help="Namespace of Shoal's operator.")
     ] = "shoal-system",
-    context: Annotated[
-        str | None,
-        typer.Option(
-            "--context",
-            metavar="NAME",
-            help="Context of the kubeconfig (default: the current one).",
-            show_default=False,
-        ),
-    ] = None,
+    context: Context = None,
+    kubeconfig: Kubeconfig = None,
     output: Output = "text",
 ) -> None:
     """Show the autoscaler's last plan for a cluster.
 
-    It lists each job's trainers and why it gets no more, and the claims for pending pods. It needs the extra `operator`
-    (for the Kubernetes client) and a kubeconfig.
+    It lists each job's trainers and why it gets no more, and the claims for pending pods.
     """
     with clear_errors():
-        try:
-            from shoal.cli.plan import show_plan  # noqa: PLC0415
-        except ImportError as error:
-            raise CommandError(f"{error}; install it: pip install 'shoal[operator]'") from None
-        show_plan(namespace=namespace, context=context, output=_output(output))
+        form = output_format(output, "text", "json")
+        from shoal.cli.jobs.plan import show_plan  # noqa: PLC0415
+
+        place = target(namespace=namespace, context=context, kubeconfig=kubeconfig)
+        show_plan(place.client(local=False).plan(), output=form)
 
 
 @app.command(rich_help_panel=_INSPECT)
@@ -186,37 +172,74 @@ def status(
     name: Annotated[
         str | None, typer.Argument(metavar="NAME", help="Name of a job; without one: all jobs.", show_default=False)
     ] = None,
+    *,
+    local: Local = False,
     state: State = None,
+    namespace: Namespace = None,
+    context: Context = None,
+    kubeconfig: Kubeconfig = None,
     output: Output = "text",
 ) -> None:
     """Show a job's progress and processes, also after its end."""
     with clear_errors():
-        from shoal.cli.status import show_all, show_status  # noqa: PLC0415
+        place = target(local=local, state=state, namespace=namespace, context=context, kubeconfig=kubeconfig)
+        if name is None and not place.names_cluster:
+            from shoal.cli.local.status import show_all  # noqa: PLC0415
 
-        if name is None:
-            show_all(state, output=_output(output))
+            show_all(state, output=output_format(output, "text", "json"))
+        elif name is not None and place.is_here(name):
+            from shoal.cli.local.status import show_status  # noqa: PLC0415
+
+            show_status(name, state, output=output_format(output, "text", "json"))
+        elif name is None:
+            from shoal.cli.jobs.actions import list_jobs  # noqa: PLC0415
+
+            form = output_format(output, "text", "wide", "name", "json", "yaml")
+            list_jobs(place, output=form, state=None, labels=[], all_namespaces=False, watch=False)
         else:
-            show_status(name, state, output=_output(output))
+            from shoal.cli.jobs.actions import show_job  # noqa: PLC0415
+
+            show_job(place.job(name), output=output_format(output, "text", "name", "json", "yaml"))
 
 
 @app.command(rich_help_panel=_INSPECT)
 def scale(
     name: Name,
-    trainers: Annotated[
-        int | None,
-        typer.Option(
-            "--trainers", metavar="N", help="Number of trainers, within the job's bounds.", show_default=False
-        ),
+    number: Annotated[
+        int | None, typer.Argument(metavar="N", help="Number of trainers, within the job's bounds.", show_default=False)
     ] = None,
     *,
-    auto: Annotated[bool, typer.Option("--auto", help="Return to the number of trainers at the job's start.")] = False,
+    trainers: Annotated[
+        int | None, typer.Option("--trainers", metavar="N", help="The same as N.", show_default=False)
+    ] = None,
+    auto: Annotated[bool, typer.Option("--auto", help="Let the number vary within the bounds again.")] = False,
+    low: Annotated[
+        int | None, typer.Option("--min", metavar="N", help="Fewest trainers, on a cluster.", show_default=False)
+    ] = None,
+    high: Annotated[
+        int | None, typer.Option("--max", metavar="N", help="Most trainers, on a cluster.", show_default=False)
+    ] = None,
+    local: Local = False,
     state: State = None,
+    namespace: Namespace = None,
+    context: Context = None,
+    kubeconfig: Kubeconfig = None,
 ) -> None:
-    """Change the number of trainers of a running job."""
+    """Change the number of trainers of a running job, or its bounds."""
     with clear_errors():
-        from shoal.cli.scale import scale_job  # noqa: PLC0415
+        place = target(local=local, state=state, namespace=namespace, context=context, kubeconfig=kubeconfig)
+        if number is not None and trainers is not None:
+            raise CommandError("N and --trainers are the same option; give one of them")
+        wanted = number if number is not None else trainers
+        if place.is_here(name) and low is None and high is None:
+            from shoal.cli.local.scale import scale_job  # noqa: PLC0415
 
-        scale_job(name, state, trainers=trainers, auto=auto)
+            scale_job(name, state, trainers=wanted, auto=auto)
+        else:
+            from shoal.cli.jobs.actions import change_size, check_size  # noqa: PLC0415
+
+            check_size(trainers=wanted, auto=auto, low=low, high=high)
+            change_size(place.job(name), trainers=wanted, auto=auto, low=low, high=high)
 
 
 @app.command(rich_help_panel=_INSPECT)
@@ -232,13 +255,30 @@ def logs(
         int | None,
         typer.Option("--tail", metavar="N", min=0, help="Start with the last N lines of each log.", show_default=False),
     ] = None,
+    since: Annotated[
+        str | None,
+        typer.Option("--since", metavar="TIME", help="Only lines of this time, such as 5m; on a cluster."),
+    ] = None,
+    previous: Annotated[bool, typer.Option("--previous", "-p", help="The containers' last run; on a cluster.")] = False,
+    local: Local = False,
     state: State = None,
+    namespace: Namespace = None,
+    context: Context = None,
+    kubeconfig: Kubeconfig = None,
 ) -> None:
-    """Show the logs of a job's processes."""
+    """Show the logs of a job's processes, merged."""
     with clear_errors():
-        from shoal.cli.logs import show_logs  # noqa: PLC0415
+        place = target(local=local, state=state, namespace=namespace, context=context, kubeconfig=kubeconfig)
+        if place.is_here(name):
+            if since is not None or previous:
+                raise CommandError("--since and --previous are for jobs on a cluster; the logs here have no times")
+            from shoal.cli.local.logs import show_logs  # noqa: PLC0415
 
-        show_logs(name, state, process=process, follow=follow, tail=tail)
+            show_logs(name, state, process=process, follow=follow, tail=tail)
+        else:
+            from shoal.cli.jobs.logs import print_logs  # noqa: PLC0415
+
+            print_logs(place.job(name), process=process, follow=follow, tail=tail, since=since, previous=previous)
 
 
 @app.command(rich_help_panel=_OTHER)
@@ -248,9 +288,9 @@ def validate(
 ) -> None:
     """Validate a manifest and list all problems."""
     with clear_errors():
-        from shoal.cli.validate import validate_manifest  # noqa: PLC0415
+        from shoal.cli.tools.validate import validate_manifest  # noqa: PLC0415
 
-        raise typer.Exit(validate_manifest(manifest, output=_output(output)))
+        raise typer.Exit(validate_manifest(manifest, output=output_format(output, "text", "json")))
 
 
 @app.command("exec", rich_help_panel=_OTHER, context_settings={"ignore_unknown_options": True})
@@ -259,7 +299,7 @@ def execute(
 ) -> None:
     """Run a command as a container's first process: forward signals to it and reap its orphans."""
     with clear_errors():
-        from shoal.cli.exec import run_command  # noqa: PLC0415
+        from shoal.cli.tools.exec import run_command  # noqa: PLC0415
 
         raise typer.Exit(run_command(command))
 
@@ -272,12 +312,13 @@ def version() -> None:
     typer.echo(f"shoal {installed('shoal')}")
 
 
-def _output(output: str) -> str:
-    if output not in {"text", "json"}:
-        raise typer.BadParameter(f"{output!r} is neither text nor json", param_hint="--output")
-    return output
+add_commands(app)
 
 
 def main() -> None:
     """Run the command line."""
-    app(prog_name="shoal")
+    if _COMPLETE in os.environ:
+        from typer._completion_classes import completion_init  # noqa: PLC0415 - only a completion needs it
+
+        completion_init()
+    app(prog_name="shoal", complete_var=_COMPLETE)

@@ -103,6 +103,7 @@ class AsyncClient:
         """Create a job.
 
         What runs is one of `job`, `manifest`, `script`, `function` and `command`; everything else is an option of it.
+        (One function, as its arguments are the interface.)
 
         Args:
             job: A TrainingJob.
@@ -186,7 +187,7 @@ class AsyncClient:
             all_namespaces: Whether jobs of all namespaces are returned. Default: false.
         """
         wanted = _states(state)
-        found = await self._backend.list(labels=labels or {}, all_namespaces=all_namespaces)
+        found = await self._backend.list_jobs(labels=labels or {}, all_namespaces=all_namespaces)
         chosen = [each for each in found if wanted is None or each.state in wanted]
         return sorted(chosen, key=lambda each: (each.namespace, each.name))
 
@@ -244,7 +245,10 @@ class AsyncJob:
                 yield status
 
     async def wait(
-        self, state: State | str | Iterable[State | str] = State.COMPLETE, *, timeout: str | float | None = None
+        self,
+        state: State | str | Iterable[State | str] = State.COMPLETE,
+        *,
+        timeout: str | float | None = None,  # noqa: ASYNC109 - the caller writes a duration
     ) -> JobStatus:
         """Wait until the job is in a state, and return it.
 
@@ -278,7 +282,7 @@ class AsyncJob:
         raise ShoalError(f"job {self._key} is {_described(last)}, and will not be {' or '.join(sorted(wanted))}")
 
     async def _failed(self, status: JobStatus) -> JobFailedError:
-        process, lines = "", ()
+        process, lines = "", tuple[str, ...]()
         with suppress(ShoalError):
             failure = await self._backend.failure(self._key)
             process, lines = failure.process, failure.last_lines
@@ -329,7 +333,13 @@ class AsyncJob:
         """Return the values that the script logged over time, the oldest first: a list for ``pandas.DataFrame``."""
         return await self._backend.metrics(self._key)
 
-    async def scale(self, trainers: int | None = None, *, min: int | None = None, max: int | None = None) -> None:
+    async def scale(
+        self,
+        trainers: int | None = None,
+        *,
+        min: int | None = None,  # noqa: A002 - the word of `Trainers`
+        max: int | None = None,  # noqa: A002 - the word of `Trainers`
+    ) -> None:
         """Pin the number of trainers, or change its bounds.
 
         Args:

@@ -73,7 +73,7 @@ class Backend(Protocol):
     async def status(self, key: JobKey) -> JobStatus:
         """Return the state of a job."""
 
-    async def list(self, *, labels: Mapping[str, str], all_namespaces: bool) -> list[JobStatus]:
+    async def list_jobs(self, *, labels: Mapping[str, str], all_namespaces: bool) -> list[JobStatus]:
         """Return the state of all jobs."""
 
     def watch(self, key: JobKey) -> AsyncIterator[JobStatus]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import weakref
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from pathlib import Path
@@ -39,6 +40,11 @@ class _Loop:
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._lock = threading.Lock()
+
+    @property
+    def is_started(self) -> bool:
+        """Whether the thread runs."""
+        return self._loop is not None
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine to its end; an interrupt of the calling thread cancels it."""
@@ -100,6 +106,12 @@ async def _close(values: AsyncIterator[Any]) -> None:
     await values.aclose()  # type: ignore[attr-defined]
 
 
+def _end(loop: _Loop, client: AsyncClient) -> None:
+    if loop.is_started:
+        loop.run(client.close())
+        loop.stop()
+
+
 class Client:
     """A client of one namespace of a cluster, or of the jobs on this machine.
 
@@ -125,6 +137,8 @@ class Client:
             namespace=namespace, context=context, kubeconfig=kubeconfig, backend=backend, state=state
         )
         self._loop = _Loop()
+        # Also at the end of the process, and when the client and its jobs are not used any more.
+        self._finalizer = weakref.finalize(self, _end, self._loop, self._client)
 
     def __enter__(self) -> Self:
         return self
@@ -134,8 +148,7 @@ class Client:
 
     def close(self) -> None:
         """Close all connections, and end the client's thread."""
-        self._loop.run(self._client.close())
-        self._loop.stop()
+        self._finalizer()
 
     def submit(
         self,
@@ -186,7 +199,7 @@ class Client:
                 dry_run=dry_run,
             )
         )
-        return Job(found, self._loop) if isinstance(found, AsyncJob) else found
+        return Job(found, self) if isinstance(found, AsyncJob) else found
 
     def get(self, name: str) -> Job:
         """Return a job by its name.
@@ -194,7 +207,7 @@ class Client:
         Raises:
             NotFoundError: There is no job of this name.
         """
-        return Job(self._loop.run(self._client.get(name)), self._loop)
+        return Job(self._loop.run(self._client.get(name)), self)
 
     def list(
         self,
@@ -223,9 +236,10 @@ class Job:
         namespace: Namespace of the job; empty on one machine.
     """
 
-    def __init__(self, job: AsyncJob, loop: _Loop) -> None:
+    def __init__(self, job: AsyncJob, client: Client) -> None:
         self._job = job
-        self._loop = loop
+        self._client = client
+        self._loop = client._loop  # noqa: SLF001 - the job is part of its client
 
     @property
     def name(self) -> str:
@@ -300,7 +314,13 @@ class Job:
         """Return the values that the script logged over time, the oldest first: a list for ``pandas.DataFrame``."""
         return self._loop.run(self._job.metrics())
 
-    def scale(self, trainers: int | None = None, *, min: int | None = None, max: int | None = None) -> None:
+    def scale(
+        self,
+        trainers: int | None = None,
+        *,
+        min: int | None = None,  # noqa: A002 - the word of `Trainers`
+        max: int | None = None,  # noqa: A002 - the word of `Trainers`
+    ) -> None:
         """Pin the number of trainers (None: un-pin), or change its bounds; as `AsyncJob.scale`."""
         self._loop.run(self._job.scale(trainers, min=min, max=max))
 

@@ -57,7 +57,7 @@ def base_image() -> str:
         return f"{_IMAGE}:latest"
 
 
-def submission(  # noqa: PLR0912 - one branch for each argument
+def submission(
     job: TrainingJob | None = None,
     *,
     manifest: str | Path | Mapping[str, Any] | None = None,
@@ -80,6 +80,8 @@ def submission(  # noqa: PLR0912 - one branch for each argument
     priority: str | None = None,
 ) -> Submission:
     """Return what `submit` creates, from its arguments; they are described at `AsyncClient.submit`.
+
+    One function, as its arguments are those of `submit`.
 
     Raises:
         InvalidJobError: Arguments contradict each other or are invalid, or the sources cannot be shipped.
@@ -132,7 +134,8 @@ def _only_without_origin(origin: str, **others: Any) -> None:
 
 def _of_manifest(job: TrainingJob | None, manifest: str | Path | Mapping[str, Any] | None) -> tuple[TrainingJob, Path]:
     if job is not None:
-        if not isinstance(job, TrainingJob):
+        given: object = job  # a caller without a type checker may pass anything
+        if not isinstance(given, TrainingJob):
             text = f"{type(job).__name__} is not a TrainingJob; a script or a manifest is given as script= or manifest="
             raise InvalidJobError(text)
         return job, Path.cwd()
@@ -203,8 +206,12 @@ def _trainers(given: Trainers | int | str, before: Mapping[str, Any]) -> dict[st
     if isinstance(given, int | str):
         low, high = parse_trainers(str(given))
         given = Trainers(min=low, max=high)
-    part |= {"minReplicas": given.min, "maxReplicas": given.max if given.max is not None else given.min}
-    part.pop("replicas", None)
+    if given.min is not None:
+        part |= {"minReplicas": given.min, "maxReplicas": given.max if given.max is not None else given.min}
+    elif given.max is not None:
+        part["maxReplicas"] = given.max
+    if given.min is not None or given.max is not None:
+        part.pop("replicas", None)
     if given.replicas is not None:
         part["replicas"] = given.replicas
     return _with_resources(part, given.resources)

@@ -7,6 +7,8 @@ machine they are files in a folder of the job.
 from __future__ import annotations
 
 import ast
+import builtins
+import dis
 import hashlib
 import inspect
 import json
@@ -14,6 +16,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from types import CodeType
 from typing import Any, Final
 
 from shoal.sdk.errors import InvalidJobError
@@ -97,7 +100,7 @@ def sources_of_function(function: Any, arguments: Mapping[str, Any], files: Sequ
 
 def _source_of(function: Any) -> str:
     name = getattr(function, "__name__", repr(function))
-    if not inspect.isfunction(function) or inspect.ismethod(function) or name == "<lambda>":
+    if not inspect.isfunction(function) or name == "<lambda>":
         raise InvalidJobError(f"{name} is not a function that was defined by `def` at the top of a module or a cell")
     if hasattr(function, "__wrapped__"):
         raise InvalidJobError(f"{name} has a decorator, which would be missing in the job; submit the plain function")
@@ -110,12 +113,17 @@ def _source_of(function: Any) -> str:
         raise InvalidJobError(f"{name} is a coroutine function; submit a plain function")
     if getattr(tree, "decorator_list", None):
         raise InvalidJobError(f"{name} has a decorator, which would be missing in the job; submit the plain function")
-    used = inspect.getclosurevars(function)
-    outside = sorted({*used.nonlocals, *used.globals} - {name})
+    outside = sorted({*function.__code__.co_freevars, *_globals_of(function.__code__)} - {name, *dir(builtins)})
     if outside:
         fix = "import and define them in the function, or pass plain values by arguments="
         raise InvalidJobError(f"{name} uses {', '.join(outside)} from outside of its body; {fix}")
     return source
+
+
+def _globals_of(code: CodeType) -> set[str]:
+    """Return the names that a function, and the functions within it, load from its module."""
+    found = {each.argval for each in dis.get_instructions(code) if each.opname in {"LOAD_GLOBAL", "LOAD_NAME"}}
+    return found.union(*(_globals_of(each) for each in code.co_consts if isinstance(each, CodeType)))
 
 
 def _read(paths: Sequence[Path], root: Path) -> dict[str, bytes]:

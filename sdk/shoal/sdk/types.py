@@ -61,13 +61,13 @@ class Trainers:
     """Number and resources of the trainers.
 
     Attributes:
-        min: Fewest trainers that the job can use. Default: 1.
-        max: Most trainers that the job can use. Default: None, the same as `min`.
+        min: Fewest trainers that the job can use. Default: None, 1 or the manifest's.
+        max: Most trainers that the job can use. Default: None, the same as `min`, or the manifest's.
         replicas: Pins the number of trainers. Default: None, the number varies between the bounds.
         resources: Resources of one trainer. Default: None, none.
     """
 
-    min: int = 1
+    min: int | None = None
     max: int | None = None
     replicas: int | None = None
     resources: Resources | None = None

@@ -1,4 +1,4 @@
-"""Control socket of `shoal run`, used by `shoal scale` and `shoal status`; it uses the job's handshake."""
+"""Control socket of `shoal run`, used by `shoal scale`, `shoal status` and `shoal.sdk`; it uses the job's handshake."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 
 import msgspec
 
-from shoal.local.state_folder import StateFolder
+from shoal.local.state.state_folder import StateFolder
 from shoal.local.view.status import JobStatus
 from shoal.transport import aio, auth
 from shoal.transport.address import listen, publish
 from shoal.transport.unauthenticated import Unauthenticated
 
-__all__ = ["AskScale", "AskStatus", "Control", "ControlRefused", "ask"]
+__all__ = ["AskScale", "AskStatus", "AskStop", "Control", "ControlRefused", "Question", "ask"]
 
 
 class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True):
@@ -26,13 +26,26 @@ class AskStatus(_Message, frozen=True):
 
 
 class AskScale(_Message, frozen=True):
-    """Request to change the number of trainers; None: the number at the start of `shoal run`."""
+    """Request to change the number of trainers; None: the number at the start of `shoal run`.
+
+    ``by`` is the name of the program that asks, for the history.
+    """
 
     trainers: int | None
+    by: str = ""
+
+
+class AskStop(_Message, frozen=True):
+    """Request to stop the job gracefully, as Ctrl-C does; a repeated one has no effect.
+
+    ``kill``: All processes are killed instead, without a snapshot.
+    """
+
+    kill: bool = False
 
 
 class ControlReply(_Message, frozen=True):
-    """Reply to both requests, with the job's status."""
+    """Reply to all requests, with the job's status."""
 
     status: JobStatus
 
@@ -43,7 +56,7 @@ class ControlRefused(_Message, frozen=True):
     reason: str
 
 
-Question = AskStatus | AskScale
+Question = AskStatus | AskScale | AskStop
 Answer = ControlReply | ControlRefused
 
 

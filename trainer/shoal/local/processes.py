@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 from shoal.local.parent_death import killed_with_parent
 
@@ -97,8 +97,9 @@ class Processes:
         log = self._logs / f"{role}-{index}.log"
         head = f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} starts: {shlex.join(launch.command)}\n"
         try:
-            with log.open("ab") as stream:
-                stream.write(head.encode(errors="replace"))
+            with log.open("a+b") as stream:
+                # The last run may have been killed in the middle of a line.
+                stream.write((b"" if _ends_with_line(stream) else b"\n") + head.encode(errors="replace"))
                 stream.flush()
                 log_offset = stream.tell()
                 process = subprocess.Popen(
@@ -169,6 +170,13 @@ def last_lines(log: Path, *, since: int = 0) -> str:
     if not heads:
         return "\n".join(lines[-_LAST_LINES:])
     return "\n".join([_LEVEL.sub("", lines[heads[-1]], count=1), *lines[heads[-1] + 1 :]])
+
+
+def _ends_with_line(stream: BinaryIO) -> bool:
+    end = stream.seek(0, os.SEEK_END)
+    if end:
+        stream.seek(end - 1)
+    return stream.read(1) in {b"", b"\n"}
 
 
 def _reason(error: OSError, launch: Launch) -> str:

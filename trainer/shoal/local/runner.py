@@ -17,13 +17,15 @@ from typing import Any, Final
 import msgspec
 
 from shoal.api import TrainingJob
-from shoal.local.control_socket import AskScale, Control, ControlRefused
+from shoal.local.control_socket import AskScale, AskStop, Control, ControlRefused
 from shoal.local.hang_detector import HangDetector
 from shoal.local.job_etcd import OwnEtcd
 from shoal.local.launch import Launcher
 from shoal.local.processes import LaunchError, Processes
 from shoal.local.progress_observer import observe
-from shoal.local.state_folder import RunEnd, StateFolder
+from shoal.local.state.job_record import PINNED
+from shoal.local.state.recorder import Recorder
+from shoal.local.state.state_folder import RunEnd, StateFolder
 from shoal.local.supervisor import ETCD, Action, Finish, PrintLine, RunSettings, Signal, Start, Supervisor
 from shoal.local.view.events import Events
 from shoal.local.view.formatting import counted, process_name
@@ -49,7 +51,8 @@ class Runner:
         state: The job's state folder, locked and prepared.
         launcher: Creates the launch of each process.
         etcd: The etcd to run for the job; None: an etcd runs already.
-        trainers: Initial number of trainers.
+        trainers: Number of trainers that the job has by itself.
+        pinned: Number of trainers that a user pinned in an earlier run. Default: None, `trainers`.
         view: Output of progress and messages.
     """
 
@@ -62,6 +65,7 @@ class Runner:
         etcd: OwnEtcd | None,
         trainers: int,
         view: ProgressView,
+        pinned: int | None = None,
     ) -> None:
         policy = job.spec.run_policy
         self._job = job
@@ -71,7 +75,7 @@ class Runner:
         self._view = view
         self._supervisor = Supervisor(
             RunSettings(
-                trainers=trainers,
+                trainers=pinned or trainers,
                 servers=job.servers,
                 own_etcd=etcd is not None,
                 backoff_limit=policy.backoff_limit,
@@ -82,6 +86,9 @@ class Runner:
         self._processes = Processes(state.logs, self._exited)
         self._progress: JobProgress | None = None
         self._events = Events()
+        self._recorder = Recorder(state)
+        self._restarts: dict[tuple[str, int], int] = {}
+        self._failed = ""
         self._finish: Finish | None = None
         self._finished = asyncio.Event()
         self._started = time.monotonic()
@@ -103,6 +110,7 @@ class Runner:
             )
         )
         etcd_probe = asyncio.create_task(self._probe_etcd())
+        self._recorder.resize(self._supervisor.desired, "the job's processes are started")
         try:
             self._execute(self._supervisor.begin(time.monotonic()))
             await self._until_finished()
@@ -128,7 +136,8 @@ class Runner:
             self._execute(self._supervisor.tick(now))
             self._end_hung(now)
             for level, text in self._events.due(now):
-                self._view.print_event(level, text)
+                self._print(level, text)
+            self._recorder.write()
             if now - self._shown >= _SHOW_SECONDS:
                 self._show()
             if now - self._kept >= _KEEP_SECONDS:
@@ -147,9 +156,7 @@ class Runner:
             return
         running = [place for place, draining in self._supervisor.alive.items() if not draining]
         for place, seconds in self._watchdog.hung({place: now - self._age(*place) for place in running}, now).items():
-            self._view.print_event(
-                "warning", f"{process_name(*place)} has not answered for {seconds:.0f} s; it is killed"
-            )
+            self._print("warning", f"{process_name(*place)} has not answered for {seconds:.0f} s; it is killed")
             if place[0] == ETCD and self._etcd is not None:
                 self._etcd.kill()
             else:
@@ -164,8 +171,13 @@ class Runner:
         if last_account is None or last_account.state != self._finish.state:
             last_account = account_of(self._finish.state, self._progress, seconds=time.monotonic() - self._started)
         end = RunEnd(
-            state=self._finish.state, reason=self._finish.reason, final=self._finish.final, account=last_account
+            state=self._finish.state,
+            reason=self._finish.reason,
+            final=self._finish.final,
+            account=last_account,
+            process=self._failed if self._finish.state == "Failed" else "",
         )
+        self._recorder.write(at_once=True)
         self._state.write_end(end)
         self._keep()
         return end
@@ -180,13 +192,21 @@ class Runner:
             loop.add_signal_handler(number, lambda: self._execute(self._supervisor.interrupt(time.monotonic())))
 
     def _exited(self, role: str, index: int, code: int, last_lines: str) -> None:
+        place = (role, index)
+        if self._supervisor.alive.get(place, True):  # drained; a later process of this name is a new one
+            self._restarts.pop(place, None)
+        else:
+            self._restarts[place] = self._restarts.get(place, 0) + 1
+            if code > 0:
+                self._failed = f"{role}-{index}"
         self._execute(self._supervisor.exited(role, index, code, time.monotonic(), last_lines=last_lines))
 
     def _progressed(self, progress: JobProgress) -> None:
         self._progress = progress
         self._watchdog.progress_reported(((each.role, each.index) for each in progress.members), time.monotonic())
+        self._recorder.progressed(progress)
         for level, text in self._events.new(progress, time.monotonic()):
-            self._view.print_event(level, text)
+            self._print(level, text)
         self._execute(
             self._supervisor.progressed(
                 progress.state,
@@ -200,8 +220,14 @@ class Runner:
         self._show()
 
     def _answer(self, question: Any) -> JobStatus | ControlRefused:
-        if not isinstance(question, AskScale):
-            return self.status()
+        match question:
+            case AskScale():
+                return self._scale(question) or self.status()
+            case AskStop():
+                self._stop(kill=question.kill)
+        return self.status()
+
+    def _scale(self, question: AskScale) -> ControlRefused | None:
         trainer = self._job.spec.trainer
         desired = question.trainers if question.trainers is not None else self._first_trainers
         if self._supervisor.is_ending:
@@ -212,9 +238,19 @@ class Runner:
                 "(--trainers of `shoal run`, or spec.trainer in the manifest)"
             )
         if desired != self._supervisor.desired:
-            self._view.print_event("info", f"trainers wanted: {desired} instead of {self._supervisor.desired}")
+            self._print("info", f"trainers wanted: {desired} instead of {self._supervisor.desired}")
+        cause = "un-pinned: the number at the start" if question.trainers is None else f"{PINNED} by a user"
+        self._recorder.resize(desired, cause, question.by)
+        self._recorder.write(at_once=True)  # who asks next for the history sees this change
         self._execute(self._supervisor.scale(desired, time.monotonic()))
-        return self.status()
+        return None
+
+    def _stop(self, *, kill: bool) -> None:
+        """Stop the job; the second interrupt of the supervisor kills."""
+        if self._supervisor.outcome is None or kill:
+            self._execute(self._supervisor.interrupt(time.monotonic()))
+        if kill:
+            self._execute(self._supervisor.interrupt(time.monotonic()))
 
     # --- Actions ---
 
@@ -226,10 +262,14 @@ class Runner:
                 case Signal():
                     self._signal(action)
                 case PrintLine():
-                    self._view.print_event(action.level, action.text)
+                    self._print(action.level, action.text)
                 case Finish():
                     self._finish = action
                     self._finished.set()
+
+    def _print(self, level: str, text: str) -> None:
+        self._recorder.add_event(level, text)
+        self._view.print_event(level, text)
 
     def _start(self, role: str, index: int) -> None:
         if role == ETCD:
@@ -260,10 +300,11 @@ class Runner:
     def status(self) -> JobStatus:
         """Return the job's present status."""
         trainer = self._job.spec.trainer
+        outcome = self._finish or self._supervisor.outcome
         return JobStatus(
             name=self._job.metadata.name,
             state=self._state_now(),
-            reason=self._finish.reason if self._finish is not None else "",
+            reason=outcome.reason if outcome is not None else "",
             runner=os.getpid() if self._finish is None else 0,
             trainers=self._supervisor.desired,
             least=trainer.min_replicas,
@@ -276,7 +317,7 @@ class Runner:
     def _state_now(self) -> str:
         if self._finish is not None:
             return self._finish.state
-        if self._supervisor.leaving and not self._supervisor.complete:
+        if self._supervisor.outcome is not None and not self._supervisor.complete:
             return "Stopping"
         return self._progress.state if self._progress is not None else "Starting"
 
@@ -289,7 +330,7 @@ class Runner:
             running.append((role, index, pid or 0, self._age(role, index), draining))
         waiting = [(role, index, max(0.0, due - now)) for (role, index), due in self._supervisor.pending.items()]
         members = self._progress.members if self._progress is not None else []
-        return rows_of(running, waiting, members, complete=self._supervisor.complete)
+        return rows_of(running, waiting, members, complete=self._supervisor.complete, restarts=self._restarts)
 
     def _show(self) -> None:
         self._shown = time.monotonic()

@@ -184,9 +184,9 @@ class Supervisor:
         return self._outcome is not None or self._complete
 
     @property
-    def leaving(self) -> bool:
-        """Whether the processes are being terminated."""
-        return self._outcome is not None
+    def outcome(self) -> Finish | None:
+        """The end for which the processes are being terminated; None before."""
+        return self._outcome
 
     @property
     def complete(self) -> bool:

@@ -10,8 +10,8 @@ from typing import Final
 from pydantic import ValidationError
 
 from shoal.api import ManifestError, Problem
-from shoal.api.explain import problems_of
-from shoal.api.strict_yaml import YamlError, YamlLimits, read_yaml
+from shoal.api.reading.explain import problems_of
+from shoal.api.reading.strict_yaml import YamlError, YamlLimits, read_yaml
 from shoal.autoscaler.config.types import AutoscalerConfig
 
 __all__ = ["LARGEST", "ConfigError", "load"]

@@ -56,7 +56,7 @@ def main() -> int:
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
     try:
-        asyncio.run(_run(arguments.namespace, arguments.etcd, timeout_seconds=arguments.patience))
+        asyncio.run(_run(arguments.namespace, arguments.etcd, timeout_seconds=arguments.timeout))
     except (KubeError, StoreError, SetupError) as error:
         log.error("%s", error)  # noqa: TRY400 - a message for people
         return 1

@@ -40,6 +40,8 @@ _OPERATOR_NAMESPACE: Final = "shoal-system"
 _METRICS_KEY: Final = "metrics.json"
 _CONFLICT_TRIES: Final = 5
 _CONFLICT_SECONDS: Final = 0.5
+TIMEOUT_SECONDS = 30.0
+"""Time for which a request is repeated while the API server does not answer. Seconds."""
 _LAST_LINES: Final = 20
 
 T = TypeVar("T")
@@ -78,7 +80,10 @@ class ClusterBackend:
             if self._kube is None:
                 with translated("the cluster"):
                     self._kube = await Kube.connect(
-                        kubeconfig=self._kubeconfig, context=self._context, manager=self._manager
+                        kubeconfig=self._kubeconfig,
+                        context=self._context,
+                        manager=self._manager,
+                        timeout_seconds=TIMEOUT_SECONDS,
                     )
             return self._kube
 
@@ -171,9 +176,7 @@ class ClusterBackend:
                         return  # it was created by an attempt whose answer was lost
                     if found is not None:
                         # It belongs to a deleted job of the same name, and the garbage collector has not removed it yet.
-                        await kube.delete(
-                            "ConfigMap", name, namespace=key.namespace, uid=found["metadata"]["uid"]
-                        )
+                        await kube.delete("ConfigMap", name, namespace=key.namespace, uid=found["metadata"]["uid"])
                     if attempt == _CONFLICT_TRIES - 1:
                         raise
                     await asyncio.sleep(_CONFLICT_SECONDS)
@@ -221,7 +224,7 @@ class ClusterBackend:
         """Return the state of a job."""
         return conversion.job_status(await self._get(key))
 
-    async def list(self, *, labels: Mapping[str, str], all_namespaces: bool) -> list[JobStatus]:
+    async def list_jobs(self, *, labels: Mapping[str, str], all_namespaces: bool) -> list[JobStatus]:
         """Return the state of all jobs of the namespace, or of all namespaces."""
         namespace = "" if all_namespaces else await self._namespace()
         selector = ",".join(f"{key}={value}" for key, value in labels.items())
@@ -338,8 +341,9 @@ class ClusterBackend:
 
     async def scale(self, key: JobKey, *, replicas: int | None, low: int | None, high: int | None) -> None:
         """Pin the number of trainers (None: un-pin), or change its bounds."""
-        bounds = {"minReplicas": low, "maxReplicas": high}
-        trainer = {name: value for name, value in bounds.items() if value is not None} or {"replicas": replicas}
+        bounds = (("minReplicas", low), ("maxReplicas", high))
+        trainer: dict[str, int | None] = {name: value for name, value in bounds if value is not None}
+        trainer = trainer or {"replicas": replicas}
         await self._change(key, {"spec": {"trainer": trainer}})
 
     async def suspend(self, key: JobKey, *, suspend: bool) -> None:

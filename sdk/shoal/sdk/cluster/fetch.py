@@ -189,9 +189,7 @@ async def _copy(
     """Write the file; its last bytes are the checksum."""
     metadata = pod["metadata"]
     command = ["python", "-c", _SEND, path]
-    parts = command_output(
-        kube, metadata["name"], command, namespace=metadata["namespace"], container="fetch"
-    )
+    parts = command_output(kube, metadata["name"], command, namespace=metadata["namespace"], container="fetch")
     digest, head, done, whole = hashlib.sha256(), b"", 0, 0
     tail = b""
     with target.open("xb") as file:
@@ -208,4 +206,6 @@ async def _copy(
                 done += len(body)
                 on_progress(done, whole)
     if len(head) < _HEADER or done < whole or tail != digest.digest():
-        raise FetchError(f"the copy of {path} is damaged: {done:,} of {whole:,} bytes, checksum {tail.hex() or 'missing'}")
+        raise FetchError(
+            f"the copy of {path} is damaged: {done:,} of {whole:,} bytes, checksum {tail.hex() or 'missing'}"
+        )

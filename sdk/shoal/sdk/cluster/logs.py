@@ -34,9 +34,7 @@ _UNREACHABLE_SECONDS: Final = 300.0
 _ENDED: Final = frozenset({"Succeeded", "Failed"})
 
 
-async def last_lines(
-    kube: Kube, pod: str, key: JobKey, process: str, count: int, *, previous: bool
-) -> tuple[str, ...]:
+async def last_lines(kube: Kube, pod: str, key: JobKey, process: str, count: int, *, previous: bool) -> tuple[str, ...]:
     """Return the last lines of the log of a process."""
     role = process.rpartition("-")[0]
     stream = log_lines(kube, pod, namespace=key.namespace, container=role, tail=count, previous=previous)
@@ -77,9 +75,7 @@ async def read_logs(
             yield line
 
 
-async def _read_once(
-    kube: Kube, pod: Mapping[str, Any], key: JobKey, options: LogOptions
-) -> AsyncIterator[LogLine]:
+async def _read_once(kube: Kube, pod: Mapping[str, Any], key: JobKey, options: LogOptions) -> AsyncIterator[LogLine]:
     process = process_name(pod, key.name)
     stream = log_lines(
         kube,
@@ -121,9 +117,7 @@ class _Followed:
         self._streams: dict[str, asyncio.Task[None]] = {}
         self._waiting: dict[str, str] = {}
 
-    async def lines(
-        self, listed: Listed, states: AsyncIterator[Mapping[str, Any] | None]
-    ) -> AsyncIterator[LogLine]:
+    async def lines(self, listed: Listed, states: AsyncIterator[Mapping[str, Any] | None]) -> AsyncIterator[LogLine]:
         """Yield the lines as they arrive; at the job's end those that remain."""
         for pod in listed.items:
             self._seen(pod)

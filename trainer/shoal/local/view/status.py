@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import msgspec
 
@@ -15,7 +16,10 @@ _ROLES = ("master", "pserver", "trainer", "etcd")
 
 
 class ProcessStatus(msgspec.Struct, frozen=True):
-    """One process; ``seconds`` is the time since its start, or, with pid 0, the time until its restart."""
+    """One process; ``seconds`` is the time since its start, or, with pid 0, the time until its restart.
+
+    ``restarts`` is the number of its restarts in this run of the job.
+    """
 
     role: str
     index: int
@@ -24,6 +28,7 @@ class ProcessStatus(msgspec.Struct, frozen=True):
     state: str
     task: str
     seconds: float
+    restarts: int = 0
 
     @property
     def name(self) -> str:
@@ -79,6 +84,7 @@ def rows_of(
     members: list[Member],
     *,
     complete: bool = False,
+    restarts: Mapping[tuple[str, int], int] | None = None,
 ) -> list[ProcessStatus]:
     """Return a row for every process, with its state in the master's list of members.
 
@@ -87,7 +93,10 @@ def rows_of(
         waiting: Role, index, seconds until its restart.
         members: Members in the master's progress report.
         complete: Whether the training is complete: a process that is not a member is then ending, not starting.
+            Default: false.
+        restarts: Number of restarts by role and index. Default: None, none.
     """
+    restarts = restarts or {}
     known = {(member.role, member.index, member.pid): member for member in members}
     rows = []
     for role, index, pid, seconds, draining in running:
@@ -103,12 +112,13 @@ def rows_of(
                 state="leaving" if draining else state,
                 task=member.task if member is not None else "",
                 seconds=round(seconds, 1),
+                restarts=restarts.get((role, index), 0),
             )
         )
-    rows += [
-        ProcessStatus(role=role, index=index, pid=0, address="", state="waits", task="", seconds=round(seconds, 1))
-        for role, index, seconds in waiting
-    ]
+    for role, index, seconds in waiting:
+        count = restarts.get((role, index), 0)
+        row = ProcessStatus(role, index, 0, "", "waits", "", round(seconds, 1), count)
+        rows.append(row)
     return sorted(rows, key=lambda row: (_ROLES.index(row.role), row.index))
 
 

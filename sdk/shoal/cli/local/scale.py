@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from shoal.cli.errors import FAILED, CommandError
-from shoal.cli.jobs import find_job
+from shoal.cli.local.find import find_job
 from shoal.local.control_socket import AskScale, ControlRefused, ask
 
 __all__ = ["scale_job"]
@@ -21,7 +21,7 @@ def scale_job(name: str, named_state: Path | None, *, trainers: int | None, auto
     if auto == (trainers is not None):
         raise CommandError("use either --trainers N or --auto")
     state = find_job(name, named_state)
-    answer = ask(state, AskScale(trainers=trainers))
+    answer = ask(state, AskScale(trainers=trainers, by="shoal scale"))
     if answer is None:
         raise CommandError(f"job {name} does not run; start it with `shoal run`", code=FAILED)
     if isinstance(answer, ControlRefused):

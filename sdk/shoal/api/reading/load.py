@@ -11,9 +11,9 @@ from pydantic import ValidationError
 
 from shoal.api.containers import CONTAINERS
 from shoal.api.errors import ManifestError, Problem
-from shoal.api.explain import problems_of
 from shoal.api.job import API_VERSION, KIND, TrainingJob
-from shoal.api.strict_yaml import YamlError, YamlLimits, read_file, read_yaml
+from shoal.api.reading.explain import problems_of
+from shoal.api.reading.strict_yaml import YamlError, YamlLimits, read_file, read_yaml
 
 __all__ = ["from_mapping", "load", "loads"]
 

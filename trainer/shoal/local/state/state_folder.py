@@ -5,6 +5,9 @@
     NAME/uid, token      of the job (token: 0600)     NAME/logs/       one file per process
     NAME/lock            locked while it runs         NAME/end.json    end of the last run, and the account
     NAME/control         address for `shoal scale`    NAME/last.json   the last status, for `shoal status`
+    NAME/record.json     events and changes of size   NAME/metrics.json  logged values over time
+    NAME/source/         files shipped by the SDK     NAME/run.log     output of `shoal run` in the background
+    NAME/etcd.choice     value of ``--etcd``
 
 Sockets are in ``NAME/sockets``, or, if that path is too long for the kernel (107 bytes), in a private temporary folder
 whose name is in ``NAME/sockets.path``.
@@ -14,8 +17,10 @@ from __future__ import annotations
 
 import fcntl
 import os
+import secrets
 import shutil
 import tempfile
+import time
 import uuid
 from contextlib import suppress
 from pathlib import Path
@@ -31,6 +36,8 @@ __all__ = ["BusyError", "Origin", "RunEnd", "StateFolder", "base_folder", "job_n
 
 _LONGEST_SOCKET_FOLDER: Final = 90
 _KEPT_WHEN_FRESH: Final = {"lock"}
+_LOCK_SECONDS: Final = 2.0
+"""Longest time in which readers of the lock may delay the taking of it."""
 
 
 class BusyError(Exception):
@@ -52,12 +59,14 @@ class RunEnd(msgspec.Struct, frozen=True):
         reason: Reason of the failure or of an early completion; empty otherwise.
         final: Whether the master recorded this end, so that the job cannot resume.
         account: Account of every sample.
+        process: Process whose failure ended the job, such as ``trainer-0``. Default: empty, none or unknown.
     """
 
     state: str
     reason: str
     final: bool
     account: JobAccount
+    process: str = ""
 
 
 def base_folder(named: str | Path | None = None) -> Path:
@@ -74,7 +83,10 @@ def job_names(base: Path) -> list[str]:
     """Return the names of the jobs in a folder."""
     if not base.is_dir():
         return []
-    return sorted(entry.name for entry in base.iterdir() if (entry / "job.json").is_file())
+    # A name with a dot is that of a folder that is being removed.
+    return sorted(
+        entry.name for entry in base.iterdir() if not entry.name.startswith(".") and (entry / "job.json").is_file()
+    )
 
 
 class StateFolder:
@@ -98,6 +110,8 @@ class StateFolder:
     master = property(lambda self: self.path / "master.address")
     control = property(lambda self: self.path / "control")
     last = property(lambda self: self.path / "last.json")
+    source = property(lambda self: self.path / "source")
+    run_log = property(lambda self: self.path / "run.log")
 
     # --- Lock ---
 
@@ -107,22 +121,41 @@ class StateFolder:
         Raises:
             BusyError: Another process has locked it.
         """
-        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            raise BusyError(
-                f"job {self.name} is running already (pid {self.runner() or 'unknown'}); see "
-                f"`shoal status {self.name}`, or run this one under another --name"
-            ) from None
+        deadline = time.monotonic() + _LOCK_SECONDS
+        while (descriptor := self._try_lock()) is None:
+            # A process that reads the lock holds it for some microseconds.
+            holder = self.runner()
+            if holder is not None or time.monotonic() >= deadline:
+                raise BusyError(
+                    f"job {self.name} is running already (pid {holder or 'unknown'}); see "
+                    f"`shoal status {self.name}`, or run this one under another --name"
+                )
         os.ftruncate(descriptor, 0)
         os.write(descriptor, f"{os.getpid()}\n".encode())
         self._lock = descriptor
 
+    def _try_lock(self) -> int | None:
+        """Return a locked descriptor; None if another process has locked it, or removed it at the same time."""
+        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        except FileNotFoundError:
+            return None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # The folder may have been removed, or removed and made anew, before the lock was taken.
+            if os.fstat(descriptor).st_ino == (self.path / "lock").stat().st_ino:
+                return descriptor
+        except (BlockingIOError, FileNotFoundError):
+            pass
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+        return None
+
     def runner(self) -> int | None:
-        """Return the id of the process that has locked the folder; None if it is not locked."""
+        """Return the id of the process that has locked the folder (0: not known yet); None if it is not locked."""
         try:
             descriptor = os.open(self.path / "lock", os.O_RDONLY)
         except OSError:
@@ -131,7 +164,7 @@ class StateFolder:
             fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             text = os.read(descriptor, 32).strip()
-            return int(text) if text.isdigit() else None
+            return int(text) if text.isdigit() else 0
         finally:
             os.close(descriptor)
         return None
@@ -149,12 +182,22 @@ class StateFolder:
         """Whether the folder has the state of a job."""
         return bool(self.manifest.is_file())
 
-    def clear(self) -> list[str]:
-        """Remove all entries except the lock, and return their names."""
+    @property
+    def started(self) -> bool:
+        """Whether the job was run at least once; the SDK creates it before."""
+        return bool(self.token.is_file())
+
+    def clear(self, *, folder: str = "") -> list[str]:
+        """Remove all entries except the lock, and return their names.
+
+        Args:
+            folder: Folder that the job will run in; it is kept if it is that of the shipped files. Default: empty, none.
+        """
         self.drop_sockets()
+        kept = _KEPT_WHEN_FRESH | ({self.source.name} if folder == str(self.source) else set())
         removed = []
         for entry in sorted(self.path.iterdir()):
-            if entry.name in _KEPT_WHEN_FRESH:
+            if entry.name in kept:
                 continue
             removed.append(entry.name)
             if entry.is_dir() and not entry.is_symlink():
@@ -162,6 +205,34 @@ class StateFolder:
             else:
                 entry.unlink()
         return removed
+
+    def remove(self) -> None:
+        """Remove the folder, which this process has locked, and release the lock.
+
+        Raises:
+            OSError: Entries cannot be removed; they remain in a hidden folder beside it.
+        """
+        self.drop_sockets()
+        # First under another name, so that no process sees a half of it.
+        hidden = self.path.with_name(f".{self.name}-{secrets.token_hex(4)}")
+        self.path.rename(hidden)
+        self.unlock()
+        shutil.rmtree(hidden)
+
+    def create(self, job: TrainingJob, origin: Origin) -> None:
+        """Write what a job consists of before its first run; the folder is locked and has no job.
+
+        Args:
+            job: The job.
+            origin: Its origin.
+        """
+        self._write("uid", uuid.uuid4().hex.encode())
+        self._write("origin.json", msgspec.json.encode(origin))
+        self.write_job(job)
+
+    def write_job(self, job: TrainingJob) -> None:
+        """Write the manifest."""
+        self._write("job.json", msgspec.json.format(msgspec.json.encode(job.to_mapping()), indent=2))
 
     def prepare(self, job: TrainingJob, origin: Origin) -> None:
         """Create folders and files for the job's processes; the state of an earlier run remains."""
@@ -174,7 +245,7 @@ class StateFolder:
         if not self._read("uid"):
             self._write("uid", uuid.uuid4().hex.encode())
         self._write("origin.json", msgspec.json.encode(origin))
-        self._write("job.json", msgspec.json.format(msgspec.json.encode(job.to_mapping()), indent=2))
+        self.write_job(job)
         for name in ("end.json", "master.address", "control"):
             (self.path / name).unlink(missing_ok=True)
 
@@ -205,6 +276,30 @@ class StateFolder:
     def write_last(self, status: bytes) -> None:
         """Write the last status."""
         self._write("last.json", status)
+
+    def record(self) -> bytes:
+        """Return the record of events and changes of size; empty if there is none."""
+        return self._read("record.json")
+
+    def write_record(self, content: bytes) -> None:
+        """Write the record of events and changes of size."""
+        self._write("record.json", content)
+
+    def metrics(self) -> bytes:
+        """Return the logged values over time, as a list in JSON; empty if there are none."""
+        return self._read("metrics.json")
+
+    def write_metrics(self, content: bytes) -> None:
+        """Write the logged values over time."""
+        self._write("metrics.json", content)
+
+    def etcd_choice(self) -> str | None:
+        """Return the value of ``--etcd`` of the last run; None if it had none."""
+        return self._read("etcd.choice").decode() or None
+
+    def write_etcd_choice(self, choice: str | None) -> None:
+        """Write the value of ``--etcd``."""
+        self._write("etcd.choice", (choice or "").encode())
 
     # --- Sockets ---
 

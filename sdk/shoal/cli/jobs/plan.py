@@ -2,56 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from datetime import UTC, datetime
-from typing import Final
 
 import msgspec
 from rich.console import Console
 
-from shoal.api.plan import PLAN_KEY, PLAN_NAME, Plan, PlannedJob
-from shoal.cli.errors import FAILED, CommandError
+from shoal.api.plan import Plan, PlannedJob
 from shoal.cli.tables import print_table, stdout
-from shoal.kube import Kube, KubeError
 
 __all__ = ["show_plan"]
 
-_TIMEOUT_SECONDS: Final = 10.0
 
-
-def show_plan(*, namespace: str, context: str | None, output: str) -> None:
-    """Print the last plan.
-
-    Args:
-        namespace: Namespace of the operator.
-        context: Context of the kubeconfig; None: the current one.
-        output: ``text`` or ``json``.
-
-    Raises:
-        CommandError: There is no plan, or the cluster is not reachable.
-    """
-    text = asyncio.run(_read(namespace, context))
-    try:
-        plan = msgspec.json.decode(text, type=Plan)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise CommandError(f"the plan in {namespace} is of another version of Shoal: {error}", code=FAILED) from None
+def show_plan(plan: Plan, *, output: str) -> None:
+    """Print a plan as ``text`` or ``json``."""
     if output == "json":
-        sys.stdout.write(text.strip() + "\n")
+        sys.stdout.write(msgspec.json.encode(plan).decode() + "\n")
         return
     _show(plan, stdout())
-
-
-async def _read(namespace: str, context: str | None) -> str:
-    try:
-        async with await Kube.connect(context=context, timeout_seconds=_TIMEOUT_SECONDS) as kube:
-            found = await kube.get("ConfigMap", PLAN_NAME, namespace=namespace)
-    except KubeError as error:
-        raise CommandError(str(error), code=FAILED) from None
-    if found is None:
-        fix = "its operator may run elsewhere (--namespace), or without an autoscaler (deploy/overlays/autoscaler)"
-        raise CommandError(f"no plan in namespace {namespace}: {fix}", code=FAILED)
-    return str((found.get("data") or {}).get(PLAN_KEY, ""))
 
 
 def _show(plan: Plan, console: Console) -> None:

@@ -12,9 +12,10 @@ import msgspec
 
 from shoal.api import ManifestError, TrainingJob, for_script, load, with_options
 from shoal.cli.errors import FAILED, INTERRUPTED, CommandError, ignore_closed_output
-from shoal.local import manifest_changes
 from shoal.local.launch import Launcher, variables
-from shoal.local.state_folder import BusyError, Origin, RunEnd, StateFolder, base_folder
+from shoal.local.state import manifest_changes
+from shoal.local.state.job_record import JobRecord
+from shoal.local.state.state_folder import BusyError, Origin, RunEnd, StateFolder, base_folder
 from shoal.local.view.formatting import account_lines, counted
 from shoal.local.view.plain import PlainView, ProgressView, QuietView
 from shoal.local.view.status import is_good
@@ -77,11 +78,12 @@ def _run_locked(options: Options, job: TrainingJob, origin: Origin, state: State
     # Before anything is removed or written, so that a run without an etcd changes nothing.
     etcd = _etcd(options, state, messages)
     if options.fresh and state.exists:
-        state.clear()
+        state.clear(folder=origin.folder)
         messages.append(f"--fresh: removed the state of an earlier run in {state.path}")
-    if state.exists:
+    if state.exists and state.started:
         messages.append(f"job {job.metadata.name} resumes from its state in {state.path}")
     state.prepare(job, origin)
+    state.write_etcd_choice(_absolute(options.etcd))
     view = _view(options)
     for line in messages:
         view.print_event("info", line)
@@ -123,7 +125,13 @@ def job_of(options: Options) -> tuple[TrainingJob, Origin]:
         seed=options.seed,
         name=options.name,
     )
-    return job, Origin(folder=str(path.resolve().parent), source="")
+    return job, _kept_origin(options, job, path) or Origin(folder=str(path.resolve().parent), source="")
+
+
+def _kept_origin(options: Options, job: TrainingJob, path: Path) -> Origin | None:
+    """Return the origin of a job whose manifest is given as the one in its state folder; None for another manifest."""
+    state = StateFolder(base_folder(options.state), job.metadata.name)
+    return state.origin() if path.resolve() == state.manifest else None
 
 
 def _script(options: Options, path: Path) -> tuple[TrainingJob, Origin]:
@@ -204,15 +212,27 @@ def _run(job: TrainingJob, origin: Origin, state: StateFolder, etcd: str | EtcdS
         inherited=dict(os.environ),
     )
     trainers = job.desired_trainers(cores)
+    change = JobRecord(state.record()).pinned
+    fits = change is not None and job.spec.trainer.min_replicas <= change.after <= job.spec.trainer.most
+    pinned = change.after if change is not None and fits else None
     view.print_event(
         "info",
-        f"{state.name}: {counted(trainers, 'trainer')}, {counted(job.servers, 'parameter server')} "
+        f"{state.name}: {counted(pinned or trainers, 'trainer')}, {counted(job.servers, 'parameter server')} "
         f"(output: shoal logs {state.name} -f)",
     )
     if job.spec.env_from:
         view.print_event("warning", "spec.envFrom is ignored: it needs a cluster")
     own = None if isinstance(etcd, str) else OwnEtcd(etcd)
-    return run(lambda: Runner(job, state=state, launcher=launcher, etcd=own, trainers=trainers, view=view))
+    return run(
+        lambda: Runner(job, state=state, launcher=launcher, etcd=own, trainers=trainers, pinned=pinned, view=view)
+    )
+
+
+def _absolute(etcd: str | None) -> str | None:
+    """Return the value of ``--etcd`` so that it is valid in each folder."""
+    from shoal.local.etcd_server import is_endpoint  # noqa: PLC0415
+
+    return etcd if etcd is None or is_endpoint(etcd) else str(Path(etcd).expanduser().resolve())
 
 
 def _etcd(options: Options, state: StateFolder, messages: list[str]) -> str | EtcdServer:

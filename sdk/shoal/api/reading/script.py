@@ -9,8 +9,8 @@ from typing import Any, Final
 
 from shoal.api.errors import ManifestError, Problem
 from shoal.api.job import API_VERSION, KIND, TrainingJob
-from shoal.api.load import from_mapping
 from shoal.api.metadata import LONGEST_NAME
+from shoal.api.reading.load import from_mapping
 
 __all__ = ["for_script", "parse_trainers", "with_options"]
 
