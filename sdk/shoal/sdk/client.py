@@ -6,6 +6,7 @@ So it works in scripts and in notebooks, where a loop is running already.
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 import weakref
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
@@ -67,7 +68,9 @@ class _Loop:
                     return
                 yield value
         finally:
-            self.run(_close(values))
+            # The thread does not run any more when the interpreter ends, or after `stop`, which has closed the iterator.
+            if self._loop is not None and not sys.is_finalizing():
+                self.run(_close(values))
 
     def stop(self) -> None:
         """End the thread."""

@@ -118,9 +118,20 @@ class LocalBackend:
             state = find_job(key.name, self._base)
         except NoSuchJobError as error:
             raise NotFoundError(str(error)) from None
+        except OSError as error:
+            raise _translation(error, key.name) from None
         if key.uid and state.uid != key.uid:
             raise NotFoundError(f"job {key} was deleted, and another job has its name now")
         return state
+
+    @contextmanager
+    def _reading(self, key: JobKey) -> Iterator[None]:
+        """Raise errors of a state folder as those of the SDK; of one that is removed meanwhile, NotFoundError."""
+        try:
+            yield
+        except _UNREADABLE as error:
+            self._find(key)
+            raise _translation(error, key.name) from None
 
     async def status(self, key: JobKey) -> JobStatus:
         """Return the state of a job."""
@@ -132,14 +143,14 @@ class LocalBackend:
     def _read(self, key: JobKey) -> tuple[StateFolder, LocalStatus]:
         """Return the state folder and the runner's status of a job."""
         state = self._find(key)
-        with _translated(key.name):
+        with self._reading(key):
             found = status_of(state)
         self._find(key)  # what was read is not of a later job of this name
         return state, found
 
     def _converted(self, key: JobKey, found: LocalStatus) -> JobStatus:
         state = self._find(key)
-        with _translated(key.name):
+        with self._reading(key):
             record = JobRecord(state.record())
             times = conversion.Times(
                 now=datetime.now(UTC),
@@ -158,8 +169,7 @@ class LocalBackend:
 
     def _listed(self, name: str, labels: Mapping[str, str]) -> JobStatus | None:
         try:
-            with _translated(name):
-                own = self._manifest(JobKey(name)).metadata.labels
+            own = self._manifest(JobKey(name)).metadata.labels
             return self._status(JobKey(name)) if labels.items() <= own.items() else None
         except NotFoundError:
             return None  # it was deleted since the names were read
@@ -167,7 +177,7 @@ class LocalBackend:
             return JobStatus(name, refusal=str(error)) if not labels else None
 
     def _manifest(self, key: JobKey) -> TrainingJob:
-        with _translated(key.name):
+        with self._reading(key):
             return self._find(key).job()
 
     async def watch(self, key: JobKey) -> AsyncIterator[JobStatus]:
@@ -206,16 +216,18 @@ class LocalBackend:
 
     def _record(self, key: JobKey) -> JobRecord:
         state = self._find(key)
-        with _translated(key.name):
+        with self._reading(key):
             return JobRecord(state.record())
 
     async def metrics(self, key: JobKey) -> list[dict[str, Any]]:
         """Return the values that the script logged, up to some seconds ago, the oldest first."""
-        content = await asyncio.to_thread(lambda: self._find(key).metrics())
-        try:
+        return await asyncio.to_thread(self._metrics, key)
+
+    def _metrics(self, key: JobKey) -> list[dict[str, Any]]:
+        state = self._find(key)
+        with self._reading(key):
+            content = state.metrics()
             return msgspec.json.decode(content, type=list[dict[str, Any]]) if content else []
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise ShoalError(f"the logged values of job {key} are damaged: {error}") from None
 
     async def logs(self, key: JobKey, options: LogOptions) -> AsyncIterator[LogLine]:
         """Yield lines of the logs of a job's processes."""
@@ -239,7 +251,7 @@ class LocalBackend:
 
     def _failure(self, key: JobKey) -> Failure:
         state = self._find(key)
-        with _translated(key.name):
+        with self._reading(key):
             end = state.end()
             if end is None or not end.process:
                 return Failure()
@@ -290,7 +302,7 @@ class LocalBackend:
 
     def _resume(self, key: JobKey, interrupted: threading.Event) -> None:
         state = self._find(key)
-        with _translated(key.name):
+        with self._reading(key):
             end = state.end()
             if state.runner() is not None and not end:
                 return
@@ -349,7 +361,7 @@ class LocalBackend:
             FetchError: It is outside of the job's folder, or not a file.
         """
         state = self._find(key)
-        with _translated(key.name):
+        with self._reading(key):
             output = state.job().spec.output
             origin = state.origin()
         folder = Path(origin.folder if origin is not None else state.path)
@@ -385,12 +397,19 @@ def _time(seconds: float | None) -> datetime | None:
     return datetime.fromtimestamp(seconds, UTC) if seconds is not None else None
 
 
+_UNREADABLE: Final = (ManifestError, OSError, msgspec.DecodeError, UnicodeDecodeError)
+
+
 @contextmanager
 def _translated(name: str) -> Iterator[None]:
     """Raise errors of manifests and of the state folder as those of the SDK."""
     try:
         yield
-    except ManifestError as error:
-        raise InvalidJobError.of(error) from None
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ShoalError(f"the state of job {name} cannot be read: {error}") from None
+    except _UNREADABLE as error:
+        raise _translation(error, name) from None
+
+
+def _translation(error: Exception, name: str) -> ShoalError:
+    if isinstance(error, ManifestError):
+        return InvalidJobError.of(error)
+    return ShoalError(f"the state of job {name} cannot be read: {error}")
