@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test kubernetes node soak lint docs fast slow cluster cluster-down clean
+.PHONY: help demo test kubernetes node soak lint docs fast slow chart cluster cluster-down clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
@@ -48,6 +48,9 @@ lint: $(VENV)/.ready ## Check format, style, types, import contracts and the lin
 
 docs: $(VENV)/.ready ## Build the documentation as a site in build/site; a broken link or anchor fails
 	$(BIN)/mkdocs build
+
+chart: $(VENV)/.ready ## Build the Helm chart in deploy/helm/shoal from the manifests (needs kubectl)
+	$(BIN)/python -m deploy.helm.build
 
 cluster: $(VENV)/.ready ## Start a real Kubernetes with Shoal on this machine (needs Go and openssl; root for pods that train)
 	@$(BIN)/python -m tests.cluster up

@@ -20,7 +20,7 @@ import msgspec
 import psutil
 
 from benchmarks.scripts import sleeper
-from shoal.local.state_folder import StateFolder
+from shoal.local.state.state_folder import StateFolder
 from shoal.store import Event, JobKeys, Listing, MasterRecord, Store
 
 __all__ = ["CLI", "Commits", "RunJob", "longest_gap", "until"]

@@ -18,6 +18,7 @@ from shoal.api.status import (
     Allocation,
     Condition,
     ConditionType,
+    HistoryEntry,
     MasterStatus,
     Progress,
     Reason,
@@ -205,6 +206,7 @@ STATUS = Status(
     start_time=NOW,
     completion_time=NOW,
     last_scale_time=NOW,
+    history=[HistoryEntry(time=NOW, before=0, after=4, cause="pinned by spec.trainer.replicas", by="kubectl")],
     failures=1,
     selector="shoal.dev/job=flights",
 )  # fmt: skip
@@ -216,6 +218,14 @@ def test_a_status_is_written_as_kubernetes_writes_it():
     assert written["progress"]["percent"] == "41%"
     assert written["progress"]["rate"] == 1_230_000
     assert written["startTime"] == written["conditions"][0]["lastTransitionTime"] == "2026-01-02T03:04:05Z"
+    change = {
+        "time": "2026-01-02T03:04:05Z",
+        "before": 0,
+        "after": 4,
+        "cause": "pinned by spec.trainer.replicas",
+        "by": "kubectl",
+    }
+    assert written["history"] == [change]
     assert Status().to_mapping() == {"conditions": []}
 
 

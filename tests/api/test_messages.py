@@ -2,8 +2,7 @@
 
 import pytest
 
-from shoal.api import ManifestError, loads
-from shoal.api.reading import load
+from shoal.api import ManifestError, load, loads
 
 HEAD = "apiVersion: shoal.dev/v1alpha1\nkind: TrainingJob\nmetadata: {name: flights}\n"
 GOOD = HEAD + "spec: {command: [python, train.py], parameterServer: {}}\n"

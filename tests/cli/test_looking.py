@@ -5,9 +5,9 @@ import io
 import msgspec
 import pytest
 
-from shoal.cli.run import Options, _view
-from shoal.cli.status import show_all, status_lines
-from shoal.local.state_folder import Origin, RunEnd, StateFolder
+from shoal.cli.local.run import Options, _view
+from shoal.cli.local.status import show_all, status_lines
+from shoal.local.state.state_folder import Origin, RunEnd, StateFolder
 from shoal.local.view.live import LiveView
 from shoal.local.view.plain import PlainView
 from shoal.local.view.status import account_of

@@ -6,7 +6,7 @@ import pytest
 
 from shoal.api import ManifestError
 from shoal.cli.errors import CommandError
-from shoal.cli.run import Options, job_of
+from shoal.cli.local.run import Options, job_of
 
 MANIFEST = """
 apiVersion: shoal.dev/v1alpha1

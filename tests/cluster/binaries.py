@@ -21,10 +21,12 @@ __all__ = ["HOLLOW", "NODE", "Missing", "build", "cni_plugins", "hollow", "node"
 
 HERE = Path(__file__).resolve().parent
 KUBERNETES = "v1.34.2"
+HELM = "v3.19.5"
+"""The minor version of Helm that is built from Kubernetes' modules in the version above."""
 HOLLOW = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl", "kwok")
 NODE = ("kubelet", "kube-proxy", "coredns")
-BESIDE_HOLLOW = ("crd",)
-"""What tests ask beside the control plane: the API server's own check of a definition."""
+BESIDE_HOLLOW = ("crd", "helm")
+"""What tests ask beside the control plane: the API server's own check of a definition, and Helm."""
 BESIDE_NODE = ("etcdctl", "etcdutl")
 """What pods of Shoal's etcd run."""
 CNI_PLUGINS = ("/usr/lib/cni", "/opt/cni/bin")
@@ -56,6 +58,21 @@ def _kubernetes(name: str) -> Program:
     )
 
 
+def _helm() -> Program:
+    """Return Helm with the versions that it reports and assumes: without them it renders for Kubernetes 1.20."""
+    major, minor, _ = KUBERNETES.removeprefix("v").split(".")
+    stamps = [f"-X helm.sh/helm/v3/internal/version.version={HELM}"]
+    for package in ("lint/rules", "chartutil"):
+        stamps += [f"-X helm.sh/helm/v3/pkg/{package}.k8sVersionMajor={major}"]
+        stamps += [f"-X helm.sh/helm/v3/pkg/{package}.k8sVersionMinor={minor}"]
+    return Program(
+        HERE / "go" / "helm",
+        "helm.sh/helm/v3/cmd/helm",
+        "two minutes after kubectl",
+        ("-ldflags", " ".join(["-s -w", *stamps])),
+    )
+
+
 PROGRAMS = {
     # Module, name and hash are those of the tier etcd36, so that one file serves both.
     "etcd": Program(HERE.parent / "etcd36", "go.etcd.io/etcd/server/v3", "half a minute"),
@@ -63,6 +80,7 @@ PROGRAMS = {
     "coredns": Program(HERE / "go" / "coredns", ".", "a minute and a half"),
     # Versions and flags are the API server's, so that shared packages are compiled only once.
     "crd": Program(HERE.parent / "crd", ".", "two minutes, or half a one after the API server", ("-ldflags", "-s -w")),
+    "helm": _helm(),
     **{
         name: Program(HERE.parent / "deploy" / "go", f"go.etcd.io/etcd/{name}/v3", "half a minute")
         for name in BESIDE_NODE

@@ -45,3 +45,9 @@ def test_a_program_is_built_and_reported_once(monkeypatch, tmp_path):
 def test_the_reported_version_of_kubernetes_is_that_of_its_go_mod():
     pinned = (binaries.HERE / "go" / "kubernetes" / "go.mod").read_text()
     assert re.search(r"k8s.io/kubernetes (\S+)", pinned)[1] == binaries.KUBERNETES
+
+
+def test_helm_reports_the_version_of_its_go_mod_and_is_built_from_that_kubernetes():
+    pinned = (binaries.HERE / "go" / "helm" / "go.mod").read_text()
+    assert re.search(r"helm.sh/helm/v3 (\S+)", pinned)[1] == binaries.HELM
+    assert re.search(r"k8s.io/client-go v0\.(\S+)", pinned)[1] == binaries.KUBERNETES.removeprefix("v1.")

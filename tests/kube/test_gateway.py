@@ -267,7 +267,7 @@ users: [{{name: u, user: {{token: secret-token}}}}]
 
 
 def test_a_hanging_api_server_is_retried_before_the_timeout(tmp_path, monkeypatch):
-    monkeypatch.setattr("shoal.kube.client._TRY_SECONDS", 0.5)
+    monkeypatch.setattr("shoal.kube.wire.TRY_SECONDS", 0.5)
     with ControlPlane(tmp_path / "own") as cluster:
         codes = []
 

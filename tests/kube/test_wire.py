@@ -57,8 +57,8 @@ def asked(folder, work, before=at_once):
 
 
 def test_many_requests_at_once_wait_before_their_time_begins(tmp_path, monkeypatch):
-    monkeypatch.setattr("shoal.kube.client._AT_ONCE", 4)
-    monkeypatch.setattr("shoal.kube.client._TRY_SECONDS", 0.5)
+    monkeypatch.setattr("shoal.kube.wire._MOST_REQUESTS", 4)
+    monkeypatch.setattr("shoal.kube.wire.TRY_SECONDS", 0.5)
     now = most = 0
 
     async def slowly(_request):

@@ -4,9 +4,9 @@ import math
 
 import msgspec
 
-from shoal.local.job_record import MOST_CHANGES, MOST_EVENTS, JobRecord
-from shoal.local.recorder import Recorder
-from shoal.local.state_folder import StateFolder
+from shoal.local.state.job_record import MOST_CHANGES, MOST_EVENTS, JobRecord
+from shoal.local.state.recorder import Recorder
+from shoal.local.state.state_folder import StateFolder
 from shoal.protocol.messages import Evaluation
 from tests.local.test_formatting import PROGRESS
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from shoal.local.logs import LogReader, previous_lines
+from shoal.local.state.logs import LogReader, previous_lines
 
 
 @pytest.fixture

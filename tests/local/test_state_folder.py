@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from shoal.api import for_script
-from shoal.local.manifest_changes import notes, refusals
-from shoal.local.state_folder import BusyError, Origin, RunEnd, StateFolder, base_folder, job_names
+from shoal.local.state.manifest_changes import notes, refusals
+from shoal.local.state.state_folder import BusyError, Origin, RunEnd, StateFolder, base_folder, job_names
 from shoal.local.view.status import account_of
 
 JOB = for_script("train.py", ["--x"], trainers="1:2", epochs=3, seed=7)
@@ -63,7 +63,7 @@ def test_how_it_ended_is_kept_until_it_runs_again(tmp_path):
 
 def test_one_runner_at_a_time(tmp_path):
     code = (
-        "import sys; from pathlib import Path; from shoal.local.state_folder import StateFolder; "
+        "import sys; from pathlib import Path; from shoal.local.state.state_folder import StateFolder; "
         "state = StateFolder(Path(sys.argv[1]), 'train'); state.lock(); print('ready', flush=True); input()"
     )
     state = StateFolder(tmp_path, "train")

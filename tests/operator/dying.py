@@ -6,12 +6,12 @@ import os
 import signal
 import sys
 
-from shoal.kube import Kube
+from shoal.kube.wire import Wire
 from shoal.operator.__main__ import main
 
 
 def die_at(number: int, *, before: bool) -> None:
-    once, count = Kube._once, 0
+    once, count = Wire._once, 0
 
     async def counted(self, method, *arguments):
         nonlocal count
@@ -26,7 +26,7 @@ def die_at(number: int, *, before: bool) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return answer
 
-    Kube._once = counted
+    Wire._once = counted
 
 
 if __name__ == "__main__":

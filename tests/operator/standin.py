@@ -18,7 +18,7 @@ from typing import Any, Self
 
 import msgspec
 
-from shoal.store import ALL_JOBS, DesiredState, JobKeys, Put, ReportedState, Store
+from shoal.store import ALL_JOBS, DesiredState, JobKeys, Put, ReportedScore, ReportedState, Store
 from tests.operator.api import Api, ApiAwayError
 
 PAUSE_SECONDS = 0.1
@@ -48,6 +48,10 @@ class Masters:
     """Uids of jobs whose masters commit nothing from now on."""
     slow: set[str] = field(default_factory=set)
     """Uids of jobs whose trainers are not through with their batch: nobody leaves yet."""
+    values: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Uid -> the values that the job's script has logged last."""
+    scores: dict[str, list[ReportedScore]] = field(default_factory=dict)
+    """Uid -> the scores of the job's evaluations."""
 
     def __post_init__(self) -> None:
         self._stop = threading.Event()
@@ -143,6 +147,7 @@ class Masters:
             generation=1, state=end or "Running", epoch=0, epochs=3, samples=self.samples[keys.uid], expected=10**6,
             rate=100.0, moved=time.time() if moves or before is None else before.moved, trainers=trainers,
             servers=sorted(map(_index, running["pserver"])), served=bool(running["pserver"]), stall_reason="",
+            values=self.values.get(keys.uid, {}), scores=self.scores.get(keys.uid, []),
         )  # fmt: skip
         same = before is not None and _only_further(before, published)
         if same and kept and time.monotonic() - since < STEADY_SECONDS:

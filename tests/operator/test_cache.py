@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from shoal.operator.cache.cache import APPLIED, NEWS_SECONDS, Cache
 from shoal.operator.core.reconcile import Ended
-from shoal.store import DesiredState, JobKeys, ReportedState
+from shoal.store import DesiredState, JobKeys, ReportedScore, ReportedState
 
 KEYS = JobKeys("default", "j", "u")
 
@@ -333,3 +333,36 @@ def test_a_late_response_changes_nothing(store):
     assert seen(store).trainers == (), "it was created and deleted already"
     store.response_received(pod(uid="another", revision="11"))
     assert [each.uid for each in seen(store).trainers] == ["another"]
+
+
+def test_logged_values_alone_cause_no_sync_at_once(store):
+    store.record_changed(KEYS.progress, published())
+    scores = [ReportedScore(0, {"score": 0.5})]
+    assert store.record_changed(KEYS.progress, published(values={"loss": 0.5}, scores=scores)) == {"u": NEWS_SECONDS}
+    assert seen(store).published.values == {"loss": 0.5}
+
+
+def test_each_new_record_is_passed_on_once():
+    passed = []
+    store = Cache(on_record=lambda uid, record: passed.append((uid, record)))
+    store.job_changed(job())
+    for _ in range(2):
+        store.record_changed(KEYS.progress, published(values={"loss": 0.5}))
+    store.record_changed(KEYS.outcome, msgspec.json.encode(Ended("Complete")))
+    store.record_changed(KEYS.outcome, b"no record")
+    store.record_changed(KEYS.outcome, None)
+    assert [(uid, type(record)) for uid, record in passed] == [("u", ReportedState), ("u", Ended)]
+    assert passed[0][1].values == {"loss": 0.5}
+
+
+def test_who_changed_the_size_is_kept_and_not_the_record_of_all_fields(store):
+    entry = {"manager": "kubectl", "operation": "Update", "subresource": "scale", "time": "2026-03-04T05:06:07Z",
+             "fieldsV1": {"f:spec": {"f:trainer": {"f:replicas": {}}}}}  # fmt: skip
+    scaled = job(revision="2")
+    scaled["metadata"] |= {"generation": 2, "managedFields": [entry]}
+    scaled["spec"] = {"trainer": {"replicas": 3}}
+    assert store.job_changed(scaled) == {"u"}
+    assert store.facts("u").requested_by == "kubectl"
+    assert "managedFields" not in store.jobs["u"]["metadata"]
+    store.job_changed(scaled, deleted=True)
+    assert store.facts("u").requested_by == ""

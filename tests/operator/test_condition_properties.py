@@ -64,6 +64,7 @@ SOME_NAMES = often(NAMES, st.none(), st.sets(st.sampled_from(sorted(NAMES))).map
 FACTS = st.builds(
     Facts, etcd=often(True, st.just(False)), placed=SOME_NAMES, ready=SOME_NAMES, generation=st.none() | st.integers(1, 2),
     reported_at=often(NOW, st.none(), TIMES), moved=often(NOW - SECOND, st.none(), TIMES), account=st.sampled_from([None, ACCOUNT]), failures=st.none() | FEW, reason=st.just("w"),
+    planned=st.sampled_from([None, False, True]), requested_by=st.sampled_from(["", "kubectl"]),
     autoscaled=st.sampled_from([None, (Reason.FOLLOWING, ""), (Reason.CONFIG_REFUSED, "line 1"), (Reason.CONFIG_REFUSED, "line 2")]),
 )  # fmt: skip
 TROUBLE = st.builds(

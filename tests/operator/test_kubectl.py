@@ -72,6 +72,9 @@ def test_explain_is_worth_reading(shared):
     assert "enum: ParameterServer" in spec
     status = explained(shared, "tj.status")
     assert all(field in status for field in ("conditions <[]Object>", "progress <Object>", "account <Object>"))
+    history = explained(shared, "tj.status.history")
+    assert "The last 100 changes of the desired number of trainers, the oldest first" in history
+    assert "by <string> Who asked: the field manager of the change in metadata.managedFields" in history
 
 
 def table(text: str) -> tuple[list[str], list[list[str]]]:

@@ -155,6 +155,27 @@ def test_a_time_that_is_none_is_no_record(moved):
     assert "moved is no time" in store.record_problems("u")["ForeignRecord progress"]
 
 
+def test_logged_values_and_scores_are_bounded():
+    store = cluster()
+    many = {f"v{number:03}": number for number in range(500)}
+    scores = [{"epoch": epoch, "values": {"score": epoch / 10, "x" * 999: 1, **many}} for epoch in range(50)]
+    record = RECORDS["progress"] | {"values": {"loss": 0.5, **many}, "scores": scores}
+    store.record_changed(KEYS.progress, json.dumps(record).encode())
+    found = store.observed("u", template="t").published
+    assert found.values == {"loss": 0.5} | {f"v{number:03}": number for number in range(19)}
+    assert [each.epoch for each in found.scores] == [46, 47, 48, 49]
+    assert all(len(each.values) == 20 and max(map(len, each.values)) == 100 for each in found.scores)
+    assert not store.record_problems("u")
+
+
+def test_a_record_of_an_older_master_has_no_values():
+    store = cluster()
+    older = {key: value for key, value in RECORDS["progress"].items() if key not in {"values", "scores"}}
+    store.record_changed(KEYS.progress, json.dumps(older).encode())
+    found = store.observed("u", template="t").published
+    assert (found.values, found.scores) == ({}, [])
+
+
 def test_the_account_of_a_master_is_read():
     store = cluster()
     store.record_changed(KEYS.outcome, WRITTEN["outcome"])

@@ -5,8 +5,8 @@ from datetime import UTC, datetime, timedelta
 import msgspec
 import pytest
 
-from shoal.local.job_record import RecordedEvent, TrainerChange
-from shoal.local.jobs import KILLED
+from shoal.local.state.job_record import RecordedEvent, TrainerChange
+from shoal.local.state.jobs import KILLED
 from shoal.local.view.formatting import NEVER_JOINED
 from shoal.local.view.status import ProcessStatus, account_of
 from shoal.sdk import Account, Event, Member, Replicas, SizeChange, State

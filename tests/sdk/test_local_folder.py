@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from shoal.api import from_mapping
-from shoal.local.state_folder import BusyError, Origin, RunEnd, StateFolder
+from shoal.local.state.state_folder import BusyError, Origin, RunEnd, StateFolder
 from shoal.local.view.status import account_of
 from shoal.sdk import (
     AlreadyExistsError,

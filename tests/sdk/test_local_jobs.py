@@ -15,8 +15,8 @@ import psutil
 import pytest
 
 from shoal.local.etcd_server import EtcdServer, find_etcd
-from shoal.local.jobs import status_of
-from shoal.local.state_folder import StateFolder
+from shoal.local.state.jobs import status_of
+from shoal.local.state.state_folder import StateFolder
 from shoal.sdk import (
     AsyncClient,
     Client,

@@ -14,7 +14,7 @@ from shoal.sdk import AsyncClient, AsyncJob, Client, Job
 NAMES = [
     "Account", "AlreadyExistsError", "AsyncClient", "AsyncJob", "Client", "ClusterUnreachableError", "ConflictError", "Event",
     "FetchError", "ForbiddenError", "InvalidJobError", "Job", "JobDeletedError", "JobFailedError", "JobStatus", "LogLine",
-    "Member", "NotFoundError", "NotInstalledError", "ParameterServers", "Progress", "Replicas", "Resources", "ShoalError",
+    "Member", "NotConfiguredError", "NotFoundError", "NotInstalledError", "ParameterServers", "Progress", "Replicas", "Resources", "ShoalError",
     "SizeChange", "State", "Trainers", "TrainingJob", "WaitTimeoutError", "base_image",
 ]  # fmt: skip
 

@@ -33,6 +33,7 @@ from shoal.operator.etcd.garbage_collection import GarbageCollector
 from shoal.operator.etcd.secrets import DerivedSecrets, Users
 from shoal.operator.leader_election import Election, Times
 from shoal.operator.status.plan_writer import PlanWriter
+from shoal.operator.status.series_writer import SeriesWriter
 from shoal.operator.status.writer import StatusWriter
 from shoal.operator.thread_pool import run_in_thread
 from shoal.store import (
@@ -103,7 +104,7 @@ class Operator:
     def __init__(self, settings: OperatorSettings, *, on_lost: Callable[[str], None]) -> None:
         self._settings = settings
         self._on_lost = on_lost
-        self._cache = Cache()
+        self._cache = Cache(on_record=self._recorded)
         self._metrics = Metrics(self._states)
         self._queue = WorkQueue(self._sync, paused=True, on_sync=self._metrics.synced)
         self._etcd_known = asyncio.Event()
@@ -118,6 +119,7 @@ class Operator:
         self._informers: Informers | None = None
         self._autoscaler: Autoscaler | None = None
         self._plan_writer: PlanWriter
+        self._series_writer: SeriesWriter
         self._watches = WatchHealth()
         self._loop: asyncio.AbstractEventLoop
 
@@ -157,6 +159,7 @@ class Operator:
 
     async def _work(self) -> None:
         async with await Kube.connect(on_answer=self._metrics.on_request, may_write=self._left) as self._kube:
+            self._series_writer = SeriesWriter(self._kube, self._cache.jobs.get)
             # The Lease has a client of its own: requests for it share neither the limit of concurrency nor the fence of the others.
             timeout = self._settings.times.try_seconds
             async with await Kube.connect(on_answer=self._metrics.on_request, timeout_seconds=timeout) as lease:
@@ -239,11 +242,15 @@ class Operator:
             await self._list_until_done(informers)
         self._metrics.leads(leading=True)
         group.create_task(self._garbage_collector.run())
+        group.create_task(self._series_writer.run())
         if self._autoscaler is not None:
             group.create_task(self._autoscaler.run())
             group.create_task(self._plan_writer.run())
         self._queue.begin()
         self._queue.add(*self._cache.jobs)
+
+    def _recorded(self, uid: str, record: object) -> None:
+        self._series_writer.reported(uid, record)
 
     def _planned(self, plan: Plan) -> None:
         self._metrics.planned(plan)

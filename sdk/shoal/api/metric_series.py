@@ -15,6 +15,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import pairwise
 from statistics import median
 from typing import Any, Final
 
@@ -40,8 +41,8 @@ MOST_BYTES: Final = 256 * 1024
 """Longest JSON text of a series. An object of Kubernetes may have 1 MiB."""
 MOST_VALUES: Final = 20
 """Values of one record."""
-LONGEST_NAME: Final = 64
-"""Longest name of a value, in characters."""
+LONGEST_NAME: Final = 100
+"""Longest name of a value, in characters; `job.log` accepts no longer one."""
 REPORTED_SCORES: Final = 4
 """Number of the last evaluations whose scores are passed to a series together."""
 SCORE: Final = "score"
@@ -267,5 +268,5 @@ def _halved(entries: list[_Entry]) -> list[_Entry]:
 
 def _distance(entries: list[_Entry]) -> float:
     """Return the usual distance of two entries, in seconds; 0: there is none. A pause of the job does not change it."""
-    gaps = [after.seconds - before.seconds for before, after in zip(entries, entries[1:], strict=False)]
+    gaps = [after.seconds - before.seconds for before, after in pairwise(entries)]
     return max(0.0, median(gaps)) if gaps else 0.0

@@ -22,6 +22,7 @@ __all__ = [
     "Allocation",
     "Condition",
     "ConditionType",
+    "HistoryEntry",
     "MasterStatus",
     "Progress",
     "Reason",
@@ -310,6 +311,23 @@ class Allocation(_Part):
     )
 
 
+class HistoryEntry(_Part):
+    """A change of the desired number of trainers."""
+
+    time: Time = Field(description="When the operator observed the change.")
+    before: int = Field(default=0, description="Desired number of trainers before the change.")
+    after: int = Field(default=0, description="Desired number of trainers after the change.")
+    cause: str = Field(
+        default="",
+        description="Why it changed: pinned by spec.trainer.replicas, suspended, resumed, or the autoscaler's reason.",
+    )
+    by: str = Field(
+        default="",
+        description="Who asked: the field manager of the change in metadata.managedFields, such as kubectl, or "
+        "autoscaler; scale for a request to the scale subresource whose manager was not recorded; empty if unknown.",
+    )
+
+
 class Account(_Part):
     """The final account of every sample, over all epochs."""
 
@@ -350,6 +368,10 @@ class Status(_Part):
     )
     completion_time: Time | None = Field(default=None, description="When the job was complete.")
     last_scale_time: Time | None = Field(default=None, description="When the desired number of trainers changed last.")
+    history: list[HistoryEntry] = Field(
+        default_factory=list,
+        description="The last 100 changes of the desired number of trainers, the oldest first, each with its cause.",
+    )
     active_seconds: int | None = Field(
         default=None, description="Seconds that the job ran before activeSince, for runPolicy.activeDeadlineSeconds."
     )
@@ -377,5 +399,6 @@ class Status(_Part):
         return cls.model_validate(mapping or {}, by_alias=True, by_name=False)
 
     def to_mapping(self) -> dict[str, Any]:
-        """Return the status for an object: camelCase, without unknown values."""
-        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
+        """Return the status for an object: camelCase, without unknown values and without an empty history."""
+        empty = None if self.history else {"history"}
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True, exclude=empty)

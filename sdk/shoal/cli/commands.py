@@ -25,6 +25,7 @@ __all__ = ["add_commands"]
 
 _SUBMIT = "Train"
 _LOOK = "Inspect and scale"
+_OTHER = "Other"
 _TEXTS = ("text", "json", "yaml")
 
 
@@ -73,8 +74,11 @@ def add_commands(app: typer.Typer) -> None:
         short_help="Submit a script or a manifest, and follow the job.",
     )(submit)
     app.command(rich_help_panel=_LOOK, name="list")(list_jobs)
-    for command in (describe, wait, suspend, resume, delete, events, history, fetch):
+    for command in (describe, wait, suspend, resume, delete, events, history, fetch, top):
         app.command(rich_help_panel=_LOOK)(command)
+    app.command(rich_help_panel=_OTHER)(init)
+    app.command(rich_help_panel=_OTHER)(doctor)
+    app.command(rich_help_panel=_OTHER)(completion)
 
 
 def submit(
@@ -111,8 +115,8 @@ def submit(
     following, not the job. The exit code is 0 if the job is complete, 1 if it failed, 2 if it is invalid, 130 after Ctrl-C.
     """
     with clear_errors():
-        from shoal.cli.job_commands import submit as run  # noqa: PLC0415
-        from shoal.cli.submission import submit_arguments  # noqa: PLC0415
+        from shoal.cli.jobs.actions import submit as run  # noqa: PLC0415
+        from shoal.cli.jobs.submission import submit_arguments  # noqa: PLC0415
 
         place = target(local=local, state=state, namespace=namespace, context=context, kubeconfig=kubeconfig)
         given = submit_arguments(
@@ -133,7 +137,7 @@ def submit(
             priority=priority,
         )
         form = output_format(output, "text", "name", "json", "yaml")
-        raise typer.Exit(run(place.client(local=local), detach=detach, dry_run=dry_run, output=form, **given))
+        raise typer.Exit(run(place.client(local=local), detach=detach, dry_run=dry_run, form=form, **given))
 
 
 def list_jobs(
@@ -155,7 +159,7 @@ def list_jobs(
 ) -> None:
     """List jobs: those of this machine and those of the cluster, if one is configured."""
     with clear_errors():
-        from shoal.cli.job_commands import list_jobs as run  # noqa: PLC0415
+        from shoal.cli.jobs.actions import list_jobs as run  # noqa: PLC0415
 
         place = target(local=local, state=state, namespace=namespace, context=context, kubeconfig=kubeconfig)
         form = output_format(output, "text", "wide", "name", "json", "yaml")
@@ -174,7 +178,7 @@ def describe(
 ) -> None:
     """Show a job with its processes, changes of size and events."""
     with clear_errors():
-        from shoal.cli.job_commands import describe_job  # noqa: PLC0415
+        from shoal.cli.jobs.actions import describe_job  # noqa: PLC0415
 
         place = target(local=local, state=state, namespace=namespace, context=context, kubeconfig=kubeconfig)
         describe_job(place.job(name), output=output_format(output, *_TEXTS))
@@ -198,7 +202,7 @@ def wait(
     It ends at once with exit code 1 when the job cannot reach the state any more, such as a failed or a deleted job.
     """
     with clear_errors():
-        from shoal.cli.job_commands import wait_for_job  # noqa: PLC0415
+        from shoal.cli.jobs.actions import wait_for_job  # noqa: PLC0415
 
         place = target(local=local, state=state, namespace=namespace, context=context, kubeconfig=kubeconfig)
         raise typer.Exit(wait_for_job(place.job(name), state=to, limit=limit))
@@ -215,7 +219,7 @@ def suspend(
 ) -> None:
     """Suspend a job: its snapshots are written, and its processes end."""
     with clear_errors():
-        from shoal.cli.job_commands import suspend_job  # noqa: PLC0415
+        from shoal.cli.jobs.actions import suspend_job  # noqa: PLC0415
 
         place = target(local=local, state=state, namespace=namespace, context=context, kubeconfig=kubeconfig)
         suspend_job(place.job(name))
@@ -232,7 +236,7 @@ def resume(
 ) -> None:
     """Resume a suspended job from its snapshots."""
     with clear_errors():
-        from shoal.cli.job_commands import resume_job  # noqa: PLC0415
+        from shoal.cli.jobs.actions import resume_job  # noqa: PLC0415
 
         place = target(local=local, state=state, namespace=namespace, context=context, kubeconfig=kubeconfig)
         resume_job(place.job(name))
@@ -250,7 +254,7 @@ def delete(
 ) -> None:
     """Delete a job with its snapshots and logs; the claim of its model stays."""
     with clear_errors():
-        from shoal.cli.job_commands import delete_job  # noqa: PLC0415
+        from shoal.cli.jobs.actions import delete_job  # noqa: PLC0415
 
         place = target(local=local, state=state, namespace=namespace, context=context, kubeconfig=kubeconfig)
         delete_job(place.job(name), yes=yes)
@@ -268,7 +272,7 @@ def events(
 ) -> None:
     """Show what was recorded of a job: starts, changes of size, warnings."""
     with clear_errors():
-        from shoal.cli.job_commands import show_events  # noqa: PLC0415
+        from shoal.cli.jobs.actions import show_events  # noqa: PLC0415
 
         place = target(local=local, state=state, namespace=namespace, context=context, kubeconfig=kubeconfig)
         show_events(place.job(name), output=output_format(output, *_TEXTS))
@@ -286,7 +290,7 @@ def history(
 ) -> None:
     """Show the last 100 changes of a job's number of trainers, with their causes."""
     with clear_errors():
-        from shoal.cli.job_commands import show_history  # noqa: PLC0415
+        from shoal.cli.jobs.actions import show_history  # noqa: PLC0415
 
         place = target(local=local, state=state, namespace=namespace, context=context, kubeconfig=kubeconfig)
         show_history(place.job(name), output=output_format(output, *_TEXTS))
@@ -309,7 +313,64 @@ def fetch(
 ) -> None:
     """Copy the model that a job wrote to this machine."""
     with clear_errors():
-        from shoal.cli.job_commands import fetch as run  # noqa: PLC0415
+        from shoal.cli.jobs.actions import fetch as run  # noqa: PLC0415
 
         place = target(local=local, state=state, namespace=namespace, context=context, kubeconfig=kubeconfig)
         run(place.job(name), name=path, target=destination)
+
+
+def top(
+    *,
+    once: Annotated[bool, typer.Option("--once", help="Show it once, also in a pipe.")] = False,
+    all_namespaces: AllNamespaces = False,
+    local: Local = False,
+    state: State = None,
+    namespace: Namespace = None,
+    context: Context = None,
+    kubeconfig: Kubeconfig = None,
+) -> None:
+    """Show all jobs live: rates, sizes, and why they get no more trainers."""
+    with clear_errors():
+        from shoal.cli.jobs.top import show_top  # noqa: PLC0415
+
+        place = target(local=local, state=state, namespace=namespace, context=context, kubeconfig=kubeconfig)
+        show_top(place, all_namespaces=all_namespaces, once=once)
+
+
+def init(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Folder of the new job (default: the current one).")
+    ] = Path(),
+) -> None:
+    """Write a script and a manifest of a new job, which run at once."""
+    with clear_errors():
+        from shoal.cli.tools.init import create_job  # noqa: PLC0415
+
+        create_job(folder)
+
+
+def doctor(
+    *,
+    local: Local = False,
+    namespace: Namespace = None,
+    context: Context = None,
+    kubeconfig: Kubeconfig = None,
+    output: Output = "text",
+) -> None:
+    """Check the cluster, your permissions and this machine; each finding has its fix. Exit code 1 if anything is wrong."""
+    with clear_errors():
+        form = output_format(output, *_TEXTS)
+        from shoal.cli.tools.doctor import show_doctor  # noqa: PLC0415
+
+        place = target(local=local, namespace=namespace, context=context, kubeconfig=kubeconfig)
+        raise typer.Exit(show_doctor(place, output=form))
+
+
+def completion(
+    shell: Annotated[str, typer.Argument(metavar="bash|zsh|fish", help="The shell.", show_default=False)],
+) -> None:
+    """Print the completion of a shell; for bash: source <(shoal completion bash)."""
+    with clear_errors():
+        from shoal.cli.tools.completion import completion_script  # noqa: PLC0415
+
+        typer.echo(completion_script(shell))

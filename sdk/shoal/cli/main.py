@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -37,6 +38,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+_COMPLETE = "_SHOAL_COMPLETE"
+"""Variable that a shell sets to ask for completions."""
 _RUN = "Train"
 _INSPECT = "Inspect and scale"
 _OTHER = "Other"
@@ -123,7 +126,7 @@ def run(
     the command line or the manifest is invalid; 130 after Ctrl-C.
     """
     with clear_errors():
-        from shoal.cli.run import Options, run_job  # noqa: PLC0415
+        from shoal.cli.local.run import Options, run_job  # noqa: PLC0415
 
         options = Options(
             target=target,
@@ -158,7 +161,7 @@ def plan(
     """
     with clear_errors():
         form = output_format(output, "text", "json")
-        from shoal.cli.plan import show_plan  # noqa: PLC0415
+        from shoal.cli.jobs.plan import show_plan  # noqa: PLC0415
 
         place = target(namespace=namespace, context=context, kubeconfig=kubeconfig)
         show_plan(place.client(local=False).plan(), output=form)
@@ -181,20 +184,20 @@ def status(
     with clear_errors():
         place = target(local=local, state=state, namespace=namespace, context=context, kubeconfig=kubeconfig)
         if name is None and not place.names_cluster:
-            from shoal.cli.status import show_all  # noqa: PLC0415
+            from shoal.cli.local.status import show_all  # noqa: PLC0415
 
             show_all(state, output=output_format(output, "text", "json"))
         elif name is not None and place.is_here(name):
-            from shoal.cli.status import show_status  # noqa: PLC0415
+            from shoal.cli.local.status import show_status  # noqa: PLC0415
 
             show_status(name, state, output=output_format(output, "text", "json"))
         elif name is None:
-            from shoal.cli.job_commands import list_jobs  # noqa: PLC0415
+            from shoal.cli.jobs.actions import list_jobs  # noqa: PLC0415
 
             form = output_format(output, "text", "wide", "name", "json", "yaml")
             list_jobs(place, output=form, state=None, labels=[], all_namespaces=False, watch=False)
         else:
-            from shoal.cli.job_commands import show_job  # noqa: PLC0415
+            from shoal.cli.jobs.actions import show_job  # noqa: PLC0415
 
             show_job(place.job(name), output=output_format(output, "text", "name", "json", "yaml"))
 
@@ -229,12 +232,13 @@ def scale(
             raise CommandError("N and --trainers are the same option; give one of them")
         wanted = number if number is not None else trainers
         if place.is_here(name) and low is None and high is None:
-            from shoal.cli.scale import scale_job  # noqa: PLC0415
+            from shoal.cli.local.scale import scale_job  # noqa: PLC0415
 
             scale_job(name, state, trainers=wanted, auto=auto)
         else:
-            from shoal.cli.job_commands import change_size  # noqa: PLC0415
+            from shoal.cli.jobs.actions import change_size, check_size  # noqa: PLC0415
 
+            check_size(trainers=wanted, auto=auto, low=low, high=high)
             change_size(place.job(name), trainers=wanted, auto=auto, low=low, high=high)
 
 
@@ -268,11 +272,11 @@ def logs(
         if place.is_here(name):
             if since is not None or previous:
                 raise CommandError("--since and --previous are for jobs on a cluster; the logs here have no times")
-            from shoal.cli.logs import show_logs  # noqa: PLC0415
+            from shoal.cli.local.logs import show_logs  # noqa: PLC0415
 
             show_logs(name, state, process=process, follow=follow, tail=tail)
         else:
-            from shoal.cli.job_logs import print_logs  # noqa: PLC0415
+            from shoal.cli.jobs.logs import print_logs  # noqa: PLC0415
 
             print_logs(place.job(name), process=process, follow=follow, tail=tail, since=since, previous=previous)
 
@@ -284,7 +288,7 @@ def validate(
 ) -> None:
     """Validate a manifest and list all problems."""
     with clear_errors():
-        from shoal.cli.validate import validate_manifest  # noqa: PLC0415
+        from shoal.cli.tools.validate import validate_manifest  # noqa: PLC0415
 
         raise typer.Exit(validate_manifest(manifest, output=output_format(output, "text", "json")))
 
@@ -295,7 +299,7 @@ def execute(
 ) -> None:
     """Run a command as a container's first process: forward signals to it and reap its orphans."""
     with clear_errors():
-        from shoal.cli.exec import run_command  # noqa: PLC0415
+        from shoal.cli.tools.exec import run_command  # noqa: PLC0415
 
         raise typer.Exit(run_command(command))
 
@@ -313,4 +317,8 @@ add_commands(app)
 
 def main() -> None:
     """Run the command line."""
-    app(prog_name="shoal")
+    if _COMPLETE in os.environ:
+        from typer._completion_classes import completion_init  # noqa: PLC0415 - only a completion needs it
+
+        completion_init()
+    app(prog_name="shoal", complete_var=_COMPLETE)

@@ -70,7 +70,17 @@ Output = Annotated[
     str,
     typer.Option("--output", "-o", metavar="text|wide|name|json|yaml", help="Format: text, or another for programs."),
 ]
-Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of a job.", show_default=False)]
+
+
+def _complete_job(incomplete: str) -> list[str]:
+    from shoal.cli.tools.completion import complete_job  # noqa: PLC0415 - only a completion needs it
+
+    return list(complete_job(incomplete))
+
+
+Name = Annotated[
+    str, typer.Argument(metavar="NAME", help="Name of a job.", show_default=False, autocompletion=_complete_job)
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +112,7 @@ class Target:
             return True
         if self.names_cluster:
             return False
-        from shoal.local.state_folder import StateFolder, base_folder  # noqa: PLC0415 - not needed for a cluster
+        from shoal.local.state.state_folder import StateFolder, base_folder  # noqa: PLC0415 - not needed for a cluster
 
         return "/" not in name and name not in {"", ".", ".."} and StateFolder(base_folder(self.state), name).exists
 
@@ -121,9 +131,21 @@ class Target:
         """Return a job by its name: one on this machine, else one of the cluster.
 
         Raises:
+            CommandError: There is no such job here, and no cluster is configured.
             ShoalError: There is no such job, or the cluster does not answer.
         """
-        return self.client(local=self.is_here(name)).get(name)
+        from shoal.sdk.errors import NotConfiguredError  # noqa: PLC0415 - `--help` must start fast
+
+        is_here = self.is_here(name)
+        try:
+            return self.client(local=is_here).get(name)
+        except NotConfiguredError:
+            if self.names_cluster:
+                raise
+            from shoal.cli.local.find import find_job  # noqa: PLC0415 - not needed for a cluster
+
+            find_job(name, self.state)  # raises the error with the names of the jobs here
+            raise
 
 
 def target(

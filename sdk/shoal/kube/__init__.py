@@ -8,6 +8,7 @@ from shoal.kube.errors import (
     KubeForbiddenError,
     KubeGoneError,
     KubeInvalidError,
+    KubeUnconfiguredError,
     KubeUnreachableError,
 )
 from shoal.kube.follow import Changed, follow
@@ -23,6 +24,7 @@ __all__ = [
     "KubeForbiddenError",
     "KubeGoneError",
     "KubeInvalidError",
+    "KubeUnconfiguredError",
     "KubeUnreachableError",
     "Listed",
     "command_output",

@@ -11,6 +11,7 @@ __all__ = [
     "KubeForbiddenError",
     "KubeGoneError",
     "KubeInvalidError",
+    "KubeUnconfiguredError",
     "KubeUnreachableError",
     "error_of",
 ]
@@ -55,6 +56,10 @@ class KubeInvalidError(KubeError):
 
 class KubeUnreachableError(KubeError):
     """No valid response before the timeout; the request may or may not have been executed."""
+
+
+class KubeUnconfiguredError(KubeError):
+    """There is neither a kubeconfig nor the service account of a pod, or the kubeconfig is not usable."""
 
 
 class KubeFencedError(KubeError):

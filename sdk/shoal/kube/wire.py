@@ -22,7 +22,7 @@ from kubernetes.aio.client import ApiClient, Configuration
 from kubernetes.aio.client.rest import RESTResponse
 from kubernetes.aio.config import KUBE_CONFIG_DEFAULT_LOCATION, list_kube_config_contexts, load_config
 
-from shoal.kube.errors import KubeError, KubeFencedError, KubeUnreachableError, error_of
+from shoal.kube.errors import KubeError, KubeFencedError, KubeUnconfiguredError, KubeUnreachableError, error_of
 from shoal.retry import BackOff
 
 __all__ = ["TRY_SECONDS", "Manifest", "Wire", "decode"]
@@ -103,7 +103,7 @@ class Wire:
         """Connect with the kubeconfig, or without one with the service account of the pod of this process; as `Kube.connect`.
 
         Raises:
-            KubeError: There is neither a kubeconfig nor a service account.
+            KubeUnconfiguredError: There is neither a kubeconfig nor a service account.
         """
         configuration = Configuration()
         # The library reads the environment when it is imported; it may have changed since.
@@ -117,7 +117,9 @@ class Wire:
             namespace = _namespace(given)
         except Exception as error:
             # The library raises errors of many types here; their texts name what the user can fix.
-            raise KubeError(f"no cluster can be reached: {error}; name a kubeconfig, or set KUBECONFIG") from error
+            raise KubeUnconfiguredError(
+                f"no cluster can be reached: {error}; name a kubeconfig, or set KUBECONFIG"
+            ) from error
         configuration.retries = None
         # The library looks up a proxy (and reads ~/.netrc) for each request, in a thread of the event loop's pool. That
         # takes longer than the rest of the request, and waits while the pool is busy.

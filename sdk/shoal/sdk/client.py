@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import threading
+import weakref
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from pathlib import Path
@@ -40,6 +41,11 @@ class _Loop:
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._lock = threading.Lock()
+
+    @property
+    def is_started(self) -> bool:
+        """Whether the thread runs."""
+        return self._loop is not None
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine to its end; an interrupt of the calling thread cancels it."""
@@ -103,6 +109,12 @@ async def _close(values: AsyncIterator[Any]) -> None:
     await values.aclose()  # type: ignore[attr-defined]
 
 
+def _end(loop: _Loop, client: AsyncClient) -> None:
+    if loop.is_started:
+        loop.run(client.close())
+        loop.stop()
+
+
 class Client:
     """A client of one namespace of a cluster, or of the jobs on this machine.
 
@@ -128,6 +140,8 @@ class Client:
             namespace=namespace, context=context, kubeconfig=kubeconfig, backend=backend, state=state
         )
         self._loop = _Loop()
+        # Also at the end of the process, and when the client and its jobs are not used any more.
+        self._finalizer = weakref.finalize(self, _end, self._loop, self._client)
 
     def __enter__(self) -> Self:
         return self
@@ -137,8 +151,7 @@ class Client:
 
     def close(self) -> None:
         """Close all connections, and end the client's thread."""
-        self._loop.run(self._client.close())
-        self._loop.stop()
+        self._finalizer()
 
     def submit(
         self,
@@ -189,7 +202,7 @@ class Client:
                 dry_run=dry_run,
             )
         )
-        return Job(found, self._loop) if isinstance(found, AsyncJob) else found
+        return Job(found, self) if isinstance(found, AsyncJob) else found
 
     def get(self, name: str) -> Job:
         """Return a job by its name.
@@ -197,7 +210,7 @@ class Client:
         Raises:
             NotFoundError: There is no job of this name.
         """
-        return Job(self._loop.run(self._client.get(name)), self._loop)
+        return Job(self._loop.run(self._client.get(name)), self)
 
     def list(
         self,
@@ -226,9 +239,10 @@ class Job:
         namespace: Namespace of the job; empty on one machine.
     """
 
-    def __init__(self, job: AsyncJob, loop: _Loop) -> None:
+    def __init__(self, job: AsyncJob, client: Client) -> None:
         self._job = job
-        self._loop = loop
+        self._client = client
+        self._loop = client._loop  # noqa: SLF001 - the job is part of its client
 
     @property
     def name(self) -> str:

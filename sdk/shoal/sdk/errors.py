@@ -15,6 +15,7 @@ __all__ = [
     "InvalidJobError",
     "JobDeletedError",
     "JobFailedError",
+    "NotConfiguredError",
     "NotFoundError",
     "NotInstalledError",
     "ShoalError",
@@ -65,7 +66,11 @@ class ForbiddenError(ShoalError):
 
 
 class ClusterUnreachableError(ShoalError):
-    """No cluster is configured, or its API server does not answer."""
+    """The API server of the cluster does not answer, or no cluster is configured."""
+
+
+class NotConfiguredError(ClusterUnreachableError):
+    """No cluster is configured: there is neither a kubeconfig nor the service account of a pod."""
 
 
 class NotInstalledError(ShoalError):

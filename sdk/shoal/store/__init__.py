@@ -10,7 +10,7 @@ from shoal.store.client import Store
 from shoal.store.connection import Tls
 from shoal.store.credentials import Credentials
 from shoal.store.errors import StoreClosedError, StoreError, StoreRefusedError, StoreUnreachableError
-from shoal.store.exchange import DesiredState, MasterRecord, ReportedState
+from shoal.store.exchange import DesiredState, MasterRecord, ReportedScore, ReportedState
 from shoal.store.keys import ALL_JOBS, EVERYTHING, OPERATOR_KEY, JobKeys
 from shoal.store.operations import (
     MAXIMUM_BYTES,
@@ -49,6 +49,7 @@ __all__ = [
     "Listing",
     "MasterRecord",
     "Put",
+    "ReportedScore",
     "ReportedState",
     "Store",
     "StoreClosedError",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
-__all__ = ["DesiredState", "MasterRecord", "ReportedState"]
+__all__ = ["DesiredState", "MasterRecord", "ReportedScore", "ReportedState"]
 
 
 class DesiredState(msgspec.Struct, frozen=True):
@@ -43,6 +43,18 @@ class MasterRecord(msgspec.Struct, frozen=True):
     commits: int = 0
 
 
+class ReportedScore(msgspec.Struct, frozen=True):
+    """The score of an evaluation.
+
+    Attributes:
+        epoch: Number of the epoch that was evaluated, from 0.
+        values: The finite numbers of the score, by name.
+    """
+
+    epoch: int
+    values: dict[str, float]
+
+
 class ReportedState(msgspec.Struct, frozen=True):
     """Progress of a job, written by its master after a change, at most once per second.
 
@@ -59,6 +71,8 @@ class ReportedState(msgspec.Struct, frozen=True):
         servers: Indices of the joined parameter servers.
         served: Whether every slot is served, which trainers need to make steps.
         stall_reason: Why no samples are committed; empty while they are.
+        values: The values that the script logged last, by name: at most 20, finite. Default: none.
+        scores: Scores of the last evaluations, the oldest first; at most 4. Default: none.
     """
 
     generation: int
@@ -73,3 +87,5 @@ class ReportedState(msgspec.Struct, frozen=True):
     servers: list[int]
     served: bool
     stall_reason: str
+    values: dict[str, float] = {}
+    scores: list[ReportedScore] = []

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from shoal.local.state_folder import StateFolder
+from shoal.local.state.state_folder import StateFolder
 from shoal.local.view.status import JobStatus
 from shoal.transport import aio, auth
 from shoal.transport.address import listen, publish

@@ -20,12 +20,12 @@ from shoal.api import TrainingJob
 from shoal.local.control_socket import AskScale, AskStop, Control, ControlRefused
 from shoal.local.hang_detector import HangDetector
 from shoal.local.job_etcd import OwnEtcd
-from shoal.local.job_record import PINNED
 from shoal.local.launch import Launcher
 from shoal.local.processes import LaunchError, Processes
 from shoal.local.progress_observer import observe
-from shoal.local.recorder import Recorder
-from shoal.local.state_folder import RunEnd, StateFolder
+from shoal.local.state.job_record import PINNED
+from shoal.local.state.recorder import Recorder
+from shoal.local.state.state_folder import RunEnd, StateFolder
 from shoal.local.supervisor import ETCD, Action, Finish, PrintLine, RunSettings, Signal, Start, Supervisor
 from shoal.local.view.events import Events
 from shoal.local.view.formatting import counted, process_name

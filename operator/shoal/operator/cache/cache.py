@@ -16,13 +16,12 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Final
 
-import msgspec
-
 from shoal.api.status import Account
 from shoal.operator.cache.pod_summary import PodSummary
 from shoal.operator.core.reconcile import Ended, Observed, ServerPod
 from shoal.operator.core.run_policy import ContainerEnd
-from shoal.operator.etcd.records import READERS, RecordError, Usage, read
+from shoal.operator.core.size_request import SizeRequest, size_request
+from shoal.operator.etcd.records import READERS, RecordError, Usage, only_progress, read
 from shoal.operator.resources.node_affinity import NODES
 from shoal.operator.resources.object_fields import (
     Manifest,
@@ -61,6 +60,10 @@ _MOST_DELETED: Final = 10_000
 Uid = str
 
 
+def _ignore(*_: object) -> None:
+    pass
+
+
 @dataclass
 class _Known:
     """The cache's entry of one job, without its manifest."""
@@ -82,6 +85,8 @@ class _Known:
     usage: Usage = field(default_factory=Usage)
     leader: MasterRecord | None = None
     ended: Ended | None = None
+    request: SizeRequest | None = None
+    """Who last changed the job's size. None: the job has not been observed yet."""
 
     @property
     def empty(self) -> bool:
@@ -94,10 +99,14 @@ class Cache:
 
     Args:
         clock: Monotonic clock, in seconds.
+        on_record: Called with a job's UID and each record of it in etcd that is new. Default: does nothing.
     """
 
-    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, *, clock: Callable[[], float] = time.monotonic, on_record: Callable[[Uid, object], None] = _ignore
+    ) -> None:
         self._clock = clock
+        self._on_record = on_record
         self.jobs: dict[Uid, Manifest] = {}
         """TrainingJobs by UID, without managedFields."""
         self._known: dict[Uid, _Known] = defaultdict(_Known)
@@ -121,6 +130,7 @@ class Cache:
             before = self.jobs.get(uid)
             self._named[place_of(manifest)] = uid
             after = self.jobs[uid] = {**manifest, "metadata": without(manifest["metadata"], "managedFields")}
+            self._known[uid].request = size_request(self._known[uid].request, manifest)
             # The operator wrote the status itself, so a change of it needs no sync.
             return set() if before is not None and same(before, after, but="status") else {uid}
         self.jobs.pop(uid, None)
@@ -307,6 +317,8 @@ class Cache:
         if now == before:
             return {}  # a master writes its election record with every commit
         setattr(known, attribute, now)
+        if now is not None:
+            self._on_record(uid, now)
         if attribute != "published":
             return {uid: 0.0}
         known.reported_at = datetime.now(UTC)
@@ -314,7 +326,7 @@ class Cache:
             known.moved = known.reported_at if now.moved else None
         if isinstance(before, ReportedState) and isinstance(now, ReportedState) and now.samples > before.samples:
             known.committed = self._clock()
-        return {uid: NEWS_SECONDS if _only_progress(before, known.published) else 0.0}
+        return {uid: NEWS_SECONDS if only_progress(before, known.published) else 0.0}
 
     def forgotten(self, uid: Uid, *, outcome_only: bool = False) -> None:
         """Drop records that were removed from etcd; the watch may report it later."""
@@ -403,7 +415,7 @@ class Cache:
             if namespace == place[0] and each["metadata"].get("ownerReferences")
         )
 
-    def facts(self, uid: Uid, *, reason: str = "") -> Facts:
+    def facts(self, uid: Uid) -> Facts:
         """Return the facts for a job's status that are not part of its observed state."""
         known = self._known[uid]
         pods = self.pods(uid)
@@ -416,7 +428,7 @@ class Cache:
             reported_at=known.reported_at,
             moved=known.moved,
             account=Account.model_validate(account) if account is not None else None,
-            reason=reason,
+            requested_by=known.request.by if known.request is not None else "",
         )
 
     def committed(self, uid: Uid) -> float | None:
@@ -441,7 +453,7 @@ class Cache:
         """Return how runs of a job's containers ended."""
         desired = self._known[uid].desired or DesiredState()
         found = ((pod, end) for pod in self.pods(uid) for end in pod.ends)
-        return [replace(end, terminated=end.terminated or _terminated(pod, desired)) for pod, end in found]
+        return [replace(end, terminated=end.terminated or pod.terminated(desired)) for pod, end in found]
 
     # --- Helpers ---
 
@@ -485,16 +497,3 @@ class Cache:
 
     def _lost(self, pod: PodSummary) -> bool:
         return pod.node in self._lost_nodes and not pod.ended
-
-
-def _only_progress(before: ReportedState | None, after: ReportedState | None) -> bool:
-    """Return whether only the progress has advanced, so that neither a person nor the controller waits for the change."""
-    if before is None or after is None or bool(before.moved) != bool(after.moved):
-        return False
-    same = {"samples": 0, "rate": 0.0, "moved": 0.0, "epoch": 0}
-    return msgspec.structs.replace(before, **same) == msgspec.structs.replace(after, **same)
-
-
-def _terminated(pod: PodSummary, desired: DesiredState) -> bool:
-    """Return whether a pod's process was asked to terminate."""
-    return pod.deleting or (pod.role == "trainer" and desired.leaves(pod.index))

@@ -13,6 +13,7 @@ from shoal.operator.resources.object_fields import deleting, own_container, phas
 from shoal.operator.resources.pods import label
 from shoal.operator.status.pod_problems import problems_of_pod
 from shoal.operator.status.reasons import PodProblem
+from shoal.store import DesiredState
 
 __all__ = ["PodSummary"]
 
@@ -83,6 +84,10 @@ class PodSummary:
             problems=tuple(problems_of_pod(pod)),
             ends=tuple(ends_of(pod)),
         )
+
+    def terminated(self, desired: DesiredState) -> bool:
+        """Return whether the pod's process was asked to terminate."""
+        return self.deleting or (self.role == "trainer" and desired.leaves(self.index))
 
     def trainer(self, *, lost: bool, current: bool, member: bool, cordoned: bool = False) -> TrainerPod:
         """Return the pod as a trainer's pod.

@@ -1,4 +1,4 @@
-"""Reports jobs' demands to the autoscaler: built once for each version of a job, and reported when they change."""
+"""What job controller and autoscaler exchange: demands are built once for each version of a job, and reported when they change."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from shoal.api import TrainingJob
 from shoal.api.status import Reason
 from shoal.autoscaler.config.types import AutoscalerConfig, priority_of, weight_of
 from shoal.autoscaler.job_demand import JobDemand
-from shoal.autoscaler.loop import Autoscaler
+from shoal.autoscaler.loop import Autoscaler, JobDecision
 from shoal.operator.controller.preflight import as_pod
+from shoal.operator.core.reconcile import PlannedNodes
 from shoal.operator.resources.object_fields import parse_time
 from shoal.operator.resources.pods import JobIdentity, master_pod, names, server_pod, trainer_pod
 
-__all__ = ["Demands", "autoscaled_condition"]
+__all__ = ["Demands", "autoscaled_condition", "planned_nodes"]
 
 
 class Demands:
@@ -103,6 +104,18 @@ def autoscaled_condition(autoscaler: Autoscaler | None, job: TrainingJob) -> tup
     if autoscaler.config.dry_run:
         return Reason.DRY_RUN, ""
     return (Reason.PINNED if job.spec.trainer.replicas is not None else Reason.FOLLOWING), ""
+
+
+def planned_nodes(decision: JobDecision) -> PlannedNodes:
+    """Return the nodes that a decision assigns to a job's pods."""
+    return PlannedNodes(
+        kept=decision.kept,
+        added=decision.added,
+        servers=decision.servers,
+        master=decision.master,
+        servers_wait=decision.servers_wait,
+        later=decision.trainers - decision.now,
+    )
 
 
 _UNKNOWN_PRIORITY = -11

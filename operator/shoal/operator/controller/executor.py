@@ -38,7 +38,7 @@ from shoal.store import DesiredState, JobKeys, StoreError
 __all__ = ["Executor", "Failure"]
 
 _MOST_POD_REQUESTS: Final = 32
-"""Concurrent requests for pods, over all jobs: the API server has other clients to serve. `shoal.kube.client` limits all requests."""
+"""Concurrent requests for pods, over all jobs: the API server has other clients to serve. `shoal.kube.wire` limits all requests."""
 _MOST_APPLIES: Final = 8
 """Concurrent requests for other objects: an API server allocates the addresses of Services one after the other, and requests that
 wait for too long have to be repeated."""

@@ -14,7 +14,7 @@ from shoal.autoscaler.config.types import priority_of
 from shoal.autoscaler.loop import Autoscaler, JobDecision
 from shoal.kube import Kube, KubeError, KubeFencedError
 from shoal.operator.cache.cache import Cache
-from shoal.operator.controller.demands import Demands, autoscaled_condition
+from shoal.operator.controller.demands import Demands, autoscaled_condition, planned_nodes
 from shoal.operator.controller.executor import Executor
 from shoal.operator.controller.job_memory import JobMemory
 from shoal.operator.controller.missing_pods import MissingPodDiagnostics
@@ -28,7 +28,6 @@ from shoal.operator.core.reconcile import (
     ForgetRecords,
     MakeSecrets,
     Observed,
-    PlannedNodes,
     in_pods,
     reconcile,
 )
@@ -242,6 +241,8 @@ class JobController:
         decision = decided or _as_before(view, seen)
         autoscaled = autoscaled_condition(self._autoscaler, job)
         facts = replace(self._facts(view, memory), reason=decision.reason, autoscaled=autoscaled)
+        if decided is not None:
+            facts = replace(facts, planned=self._is_planned(job, seen))
         actions: list[Action] = []
         if facts.etcd and decided is not None:  # without etcd no trainer can be drained before it is deleted
             actions = reconcile(
@@ -251,14 +252,7 @@ class JobController:
                 trainers=decision.now,
                 overdue=overdue,
                 backing_off=backing_off,
-                places=PlannedNodes(
-                    kept=decision.kept,
-                    added=decision.added,
-                    servers=decision.servers,
-                    master=decision.master,
-                    servers_wait=decision.servers_wait,
-                    later=decision.trainers - decision.now,
-                ),
+                places=planned_nodes(decision),
                 waits=not decision.trainers,
                 rendered=memory.render(job, identity),
             )
@@ -340,10 +334,15 @@ class JobController:
         self._demands.report(
             view.manifest, job, identity, needs_trainers=needs_trainers, most=memory.most(time.monotonic())
         )
-        if self._autoscaler is None or not self._autoscaler.acts or not needs_trainers:
+        if self._autoscaler is None or not self._is_planned(job, seen):
             desired = job.desired_trainers()
             return JobDecision(trainers=desired, now=desired, kept=None, reason="")
         return self._autoscaler.decision(view.uid)
+
+    def _is_planned(self, job: TrainingJob, seen: Observed) -> bool:
+        """Return whether the autoscaler decides the job's number of trainers."""
+        needs_trainers = not job.spec.suspend and seen.ended is None
+        return self._autoscaler is not None and self._autoscaler.acts and needs_trainers
 
     def _renewal(self, view: _View, memory: JobMemory) -> float | None:
         """Return the seconds until the job's Secrets are ensured again; 0: now; None: no pod waits for them."""

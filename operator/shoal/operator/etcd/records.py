@@ -15,12 +15,13 @@ from typing import Any, Final
 import msgspec
 from pydantic import ValidationError
 
+from shoal.api.metric_series import REPORTED_SCORES, finite_values
 from shoal.api.status import Account
 from shoal.operator.core.reconcile import Ended
 from shoal.operator.status.reasons import clipped
 from shoal.store import DesiredState, JobKeys, MasterRecord, ReportedState
 
-__all__ = ["MOST_BYTES", "MOST_FOREIGN_KEYS", "MOST_KEYS", "READERS", "RecordError", "Usage", "read"]
+__all__ = ["MOST_BYTES", "MOST_FOREIGN_KEYS", "MOST_KEYS", "READERS", "RecordError", "Usage", "only_progress", "read"]
 
 MOST_FOREIGN_KEYS: Final = 1000
 MOST_KEYS: Final = 100_000
@@ -95,9 +96,23 @@ def _published(found: ReportedState) -> ReportedState:
         raise RecordError(f"moved is no time: {found.moved:g}")
     if not math.isfinite(found.rate):
         raise RecordError("the rate is not finite")
+    scores = found.scores[-REPORTED_SCORES:]
+    _whole(*(each.epoch for each in scores))
     return msgspec.structs.replace(
-        found, state=clipped(found.state, _KEY_CHARACTERS), stall_reason=clipped(found.stall_reason, _LONGEST)
+        found,
+        state=clipped(found.state, _KEY_CHARACTERS),
+        stall_reason=clipped(found.stall_reason, _LONGEST),
+        values=finite_values(found.values),
+        scores=[msgspec.structs.replace(each, values=finite_values(each.values)) for each in scores],
     )
+
+
+def only_progress(before: ReportedState | None, after: ReportedState | None) -> bool:
+    """Return whether only the progress has advanced, so that neither a person nor the controller waits for the change."""
+    if before is None or after is None or bool(before.moved) != bool(after.moved):
+        return False
+    same: dict[str, Any] = {"samples": 0, "rate": 0.0, "moved": 0.0, "epoch": 0, "values": {}, "scores": []}
+    return msgspec.structs.replace(before, **same) == msgspec.structs.replace(after, **same)
 
 
 def _ended(found: Ended) -> Ended:

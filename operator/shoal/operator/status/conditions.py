@@ -29,6 +29,7 @@ from shoal.api.status import (
     Allocation,
     Condition,
     ConditionType,
+    HistoryEntry,
     MasterStatus,
     Progress,
     Reason,
@@ -42,6 +43,7 @@ from shoal.operator.core.run_policy import clocked, end_of
 from shoal.operator.resources.pods import GROUP, names
 from shoal.operator.status.facts import Facts
 from shoal.operator.status.reasons import PodProblem, clipped, in_order, listed, message_of, reason_of
+from shoal.operator.status.size_history import allocation_message, history_after
 
 __all__ = ["SILENT_AFTER", "STALLED_AFTER", "PodProblem", "status_of"]
 
@@ -106,6 +108,7 @@ def status_of(
         start_time=before.start_time,
         completion_time=before.completion_time,
         last_scale_time=before.last_scale_time,
+        history=before.history,
         restarts=facts.restarts if facts.restarts is not None else before.restarts,
         failures=facts.failures if facts.failures is not None else before.failures,
         last_failure_time=facts.last_failure or before.last_failure_time,
@@ -184,19 +187,6 @@ def _with_state(
     )
 
 
-def _last_step(seen: Observed, facts: Facts, before: Status) -> datetime | None:
-    """Return when a commit of samples was last observed, by the operator's clock: the master's may differ.
-
-    An operator that has just started keeps the time of its predecessor, as long as no sample was committed since.
-    """
-    if seen.published is None or facts.moved is None:
-        return None
-    earlier = before.progress
-    if earlier is None or earlier.last_step_time is None or earlier.samples != seen.published.samples:
-        return facts.moved
-    return min(facts.moved, earlier.last_step_time)
-
-
 def _alive(pods: Sequence[ServerPod]) -> list[ServerPod]:
     return [pod for pod in pods if not (pod.lost or pod.deleting)]
 
@@ -238,7 +228,8 @@ class _JobStatus:
         self._servers = [pod for pod in _alive(seen.servers) if pod.name in due]
         self._serving = [self._serves(pod) for pod in self._servers]
         self._master = self._master_ready()
-        self._moved = _last_step(seen, facts, before)
+        samples = seen.published.samples if seen.published is not None else None
+        self._moved = facts.last_step(samples, before.progress)
         self._stall_reason = clipped(seen.published.stall_reason, _LONGEST) if seen.published is not None else ""
         self._stale = self._stale_condition()
 
@@ -452,18 +443,20 @@ class _JobStatus:
                 "allocation": self._allocation(),
                 "account": history.account or (self._facts.account if self._ended else None),
                 "last_scale_time": self._now if scaled else history.last_scale_time,
+                "history": self._history(),
                 "selector": f"{GROUP}/job={job.metadata.name},{GROUP}/role=trainer",
             }
         )
 
+    def _history(self) -> list[HistoryEntry]:
+        if self._ended or self._seen.ended is not None:
+            return self._before.history
+        return history_after(self._before, self._job, self._desired, self._facts, self._now)
+
     def _allocation(self) -> Allocation | None:
         if self._stopped:
             return None
-        trainer, why = self._job.spec.trainer, self._facts.reason
-        if not why and trainer.replicas is not None:
-            why = "pinned by spec.trainer.replicas"
-        elif not why and self._desired >= trainer.most:
-            why = "at spec.trainer.maxReplicas"
+        why = allocation_message(self._job, self._desired, self._facts.reason)
         return Allocation(desired=self._desired, ready=min(self._works, self._desired), message=why or None)
 
     def _progress(self) -> Progress | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-from shoal.api.status import Account, Reason
+from shoal.api.status import Account, Progress, Reason
 
 __all__ = ["Facts"]
 
@@ -28,6 +28,9 @@ class Facts:
         retried: Value of the annotation that asks for a retry, once it was handled.
         reason: Why the autoscaler allocates no more trainers; empty: it gave no reason.
         autoscaled: Reason and message of the condition Autoscaled. None: there is no autoscaler.
+        planned: Whether the autoscaler decides the number of trainers. None: the number is not decided, so the status has no new
+            entry in its history.
+        requested_by: Field manager of the last change of the job's size; empty: not known.
     """
 
     etcd: bool = True
@@ -43,3 +46,20 @@ class Facts:
     retried: str | None = None
     reason: str = ""
     autoscaled: tuple[Reason, str] | None = None
+    planned: bool | None = None
+    requested_by: str = ""
+
+    def last_step(self, samples: int | None, earlier: Progress | None) -> datetime | None:
+        """Return when a commit of samples was last observed, by the operator's clock: the master's may differ.
+
+        An operator that has just started keeps the time of its predecessor, as long as no sample was committed since.
+
+        Args:
+            samples: Samples that the master reports as committed; None: it has not reported yet.
+            earlier: The progress in the status that was written last.
+        """
+        if samples is None or self.moved is None:
+            return None
+        if earlier is None or earlier.last_step_time is None or earlier.samples != samples:
+            return self.moved
+        return min(self.moved, earlier.last_step_time)

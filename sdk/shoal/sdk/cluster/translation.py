@@ -14,6 +14,7 @@ from shoal.kube import (
     KubeForbiddenError,
     KubeGoneError,
     KubeInvalidError,
+    KubeUnconfiguredError,
 )
 from shoal.sdk.errors import (
     AlreadyExistsError,
@@ -21,6 +22,7 @@ from shoal.sdk.errors import (
     ConflictError,
     ForbiddenError,
     InvalidJobError,
+    NotConfiguredError,
     NotFoundError,
     NotInstalledError,
     ShoalError,
@@ -53,18 +55,18 @@ def translation(error: KubeError, what: str, *, namespace: str = "") -> ShoalErr
     """Return the SDK's error for an error of the API server; the arguments are those of `translated`."""
     text = f"{what}: {error}"
     if isinstance(error, KubeGoneError):
-        if "could not find the requested resource" in str(error):
+        # For a group that it does not have, an API server answers without a Status object, and so without a reason.
+        if not error.reason or "could not find the requested resource" in str(error):
             return NotInstalledError(f"the cluster has no TrainingJobs: {_INSTALL}")
         return NotFoundError(text)
     if isinstance(error, KubeConflictError):
         return AlreadyExistsError(text) if error.reason == "AlreadyExists" else ConflictError(text)
     if isinstance(error, KubeInvalidError):
-        problems = [Problem(field, message) for field, message in error.causes]
-        return InvalidJobError(text, problems)
+        return InvalidJobError(text, [Problem(field, message) for field, message in error.causes])
     if isinstance(error, KubeForbiddenError):
         return ForbiddenError(f"{text}{_fix(error, namespace)}")
-    is_unconfigured = "no cluster can be reached" in str(error)
-    return ClusterUnreachableError(str(error) if is_unconfigured else text)
+    is_configured = not isinstance(error, KubeUnconfiguredError)
+    return ClusterUnreachableError(text) if is_configured else NotConfiguredError(str(error))
 
 
 def _fix(error: KubeError, namespace: str) -> str:

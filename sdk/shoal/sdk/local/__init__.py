@@ -19,10 +19,10 @@ import msgspec
 from shoal.api import ManifestError, TrainingJob
 from shoal.api.status import State
 from shoal.local.control_socket import AskScale, ControlRefused, ask
-from shoal.local.job_record import JobRecord
-from shoal.local.jobs import NoSuchJobError, find_job, status_of
 from shoal.local.launch import variables
-from shoal.local.state_folder import StateFolder, base_folder, job_names
+from shoal.local.state.job_record import JobRecord
+from shoal.local.state.jobs import NoSuchJobError, find_job, status_of
+from shoal.local.state.state_folder import StateFolder, base_folder, job_names
 from shoal.local.view.status import JobStatus as LocalStatus
 from shoal.sdk.backend import Failure, JobKey, LogOptions
 from shoal.sdk.errors import (

@@ -8,8 +8,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from shoal.api.status import Reason, State
-from shoal.local.job_record import RecordedEvent, TrainerChange
-from shoal.local.jobs import KILLED
+from shoal.local.state.job_record import RecordedEvent, TrainerChange
+from shoal.local.state.jobs import KILLED
 from shoal.local.view.formatting import NEVER_JOINED, stall_reason
 from shoal.local.view.status import JobStatus as LocalStatus
 from shoal.local.view.status import ProcessStatus

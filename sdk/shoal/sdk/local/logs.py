@@ -9,8 +9,8 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Final
 
-from shoal.local.logs import LogReader, log_files, previous_lines
-from shoal.local.state_folder import StateFolder
+from shoal.local.state.logs import LogReader, log_files, previous_lines
+from shoal.local.state.state_folder import StateFolder
 from shoal.sdk.backend import LogOptions
 from shoal.sdk.errors import NotFoundError, ShoalError
 from shoal.sdk.types import LogLine

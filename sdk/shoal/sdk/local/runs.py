@@ -20,7 +20,7 @@ from typing import Final
 from shoal.api import TrainingJob, from_mapping
 from shoal.local.control_socket import AskStatus, AskStop, ask
 from shoal.local.etcd_server import EtcdError, find_etcd, is_endpoint
-from shoal.local.state_folder import BusyError, Origin, StateFolder
+from shoal.local.state.state_folder import BusyError, Origin, StateFolder
 from shoal.local.view.status import JobStatus
 from shoal.sdk.errors import AlreadyExistsError, InvalidJobError, NotFoundError, NotInstalledError, ShoalError
 from shoal.sdk.manifests import Submission

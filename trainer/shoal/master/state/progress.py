@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 
+from shoal.api.metric_series import REPORTED_SCORES, finite_values, score_values
 from shoal.master.state.job import JobState, TrainerView
-from shoal.protocol.messages import JobProgress, Member
-from shoal.store import ReportedState
+from shoal.protocol.messages import Evaluation, JobProgress, Member
+from shoal.store import ReportedScore, ReportedState
 
-__all__ = ["ProgressReporter"]
+__all__ = ["ProgressReporter", "reported_scores"]
 
 STALL_SECONDS = 2.0
 """The time without a committed task after which the progress contains a reason."""
@@ -84,6 +86,8 @@ class ProgressReporter:
             servers=sorted(details[0].index for details in job.server_details.values()),
             served=job.slots.complete,
             stall_reason=self._stall_reason(now, timed=False),
+            values=finite_values(job.values),
+            scores=reported_scores(found.evaluations),
         )
 
     def _samples(self, total: int) -> int:
@@ -209,3 +213,9 @@ class ProgressReporter:
             return still
         _, life, lease = held[0]
         return f"{still}; {job.label(life)} has task {lease.task} of epoch {lease.epoch + 1}"
+
+
+def reported_scores(evaluations: Sequence[Evaluation]) -> list[ReportedScore]:
+    """Return the scores of the last evaluations; those without any number are left out."""
+    found = ((each.epoch, score_values(each.score)) for each in evaluations[-REPORTED_SCORES:])
+    return [ReportedScore(epoch, values) for epoch, values in found if values]

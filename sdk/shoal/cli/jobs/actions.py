@@ -28,6 +28,7 @@ from shoal.sdk.errors import ClusterUnreachableError, ShoalError
 
 __all__ = [
     "change_size",
+    "check_size",
     "delete_job",
     "describe_job",
     "fetch",
@@ -169,15 +170,18 @@ def show_history(job: Job, *, output: str) -> None:
         sys.stdout.write(f"the number of trainers of job {job.name} has not changed\n")
 
 
-def change_size(job: Job, *, trainers: int | None, auto: bool, low: int | None, high: int | None) -> None:
-    """Pin the number of trainers, un-pin it, or change its bounds.
+def check_size(*, trainers: int | None, auto: bool, low: int | None, high: int | None) -> None:
+    """Check the options of a change of size.
 
     Raises:
         CommandError: None of the options is set, or several contradict each other.
     """
-    given = [trainers is not None, auto, low is not None or high is not None]
-    if sum(given) != 1:
+    if sum((trainers is not None, auto, low is not None or high is not None)) != 1:
         raise CommandError("give a number of trainers, --auto, or the bounds --min and --max")
+
+
+def change_size(job: Job, *, trainers: int | None, auto: bool, low: int | None, high: int | None) -> None:
+    """Pin the number of trainers, un-pin it, or change its bounds; the options are checked by `check_size`."""
     job.scale(trainers, min=low, max=high)
     if trainers is not None:
         what = f"{trainers} trainers"
@@ -288,14 +292,14 @@ def _progress() -> Callable[[int, int], None]:
     return show
 
 
-def submit(client: Client, *, detach: bool, dry_run: bool, output: str, **arguments: Any) -> int:
+def submit(client: Client, *, detach: bool, dry_run: bool, form: str, **arguments: Any) -> int:
     """Submit a job, and follow it to its end unless it is detached; return the exit code."""
     found = client.submit(dry_run=dry_run, **arguments)
     if dry_run:
-        sys.stdout.write(as_text(found, "json" if output == "json" else "yaml"))
+        sys.stdout.write(as_text(found, "json" if form == "json" else "yaml"))
         return 0
     if detach:
-        sys.stdout.write(f"{found.name}\n" if output == "name" else f"job {found.name} is submitted\n")
+        sys.stdout.write(f"{found.name}\n" if form == "name" else f"job {found.name} is submitted\n")
         return 0
     sys.stderr.write(f"job {found.name} is submitted; Ctrl-C stops following it, not the job\n")
-    return follow_job(found, output=output)
+    return follow_job(found, output=form)

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from shoal.cli.errors import FAILED, CommandError
-from shoal.cli.jobs import find_job
+from shoal.cli.local.find import find_job
 from shoal.local.control_socket import AskScale, ControlRefused, ask
 
 __all__ = ["scale_job"]

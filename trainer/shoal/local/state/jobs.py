@@ -8,7 +8,7 @@ from typing import Final
 import msgspec
 
 from shoal.local.control_socket import AskStatus, ask
-from shoal.local.state_folder import StateFolder, job_names
+from shoal.local.state.state_folder import StateFolder, job_names
 from shoal.local.view.status import JobStatus, read_status
 
 __all__ = ["KILLED", "NoSuchJobError", "find_job", "status_of"]

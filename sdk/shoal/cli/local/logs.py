@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Final
 
 from shoal.cli.errors import CommandError
-from shoal.cli.jobs import find_job
-from shoal.local.logs import LogReader, log_files
+from shoal.cli.local.find import find_job
+from shoal.local.state.logs import LogReader, log_files
 
 __all__ = ["show_logs"]
 

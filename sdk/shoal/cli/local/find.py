@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from shoal.cli.errors import CommandError
-from shoal.local import jobs
-from shoal.local.state_folder import StateFolder, base_folder
+from shoal.local.state import jobs
+from shoal.local.state.state_folder import StateFolder, base_folder
 
 __all__ = ["find_job"]
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from shoal.local.state_folder import StateFolder
+from shoal.local.state.state_folder import StateFolder
 
 __all__ = ["LogReader", "log_files", "previous_lines"]
 

@@ -12,10 +12,10 @@ import msgspec
 
 from shoal.api import ManifestError, TrainingJob, for_script, load, with_options
 from shoal.cli.errors import FAILED, INTERRUPTED, CommandError, ignore_closed_output
-from shoal.local import manifest_changes
-from shoal.local.job_record import JobRecord
 from shoal.local.launch import Launcher, variables
-from shoal.local.state_folder import BusyError, Origin, RunEnd, StateFolder, base_folder
+from shoal.local.state import manifest_changes
+from shoal.local.state.job_record import JobRecord
+from shoal.local.state.state_folder import BusyError, Origin, RunEnd, StateFolder, base_folder
 from shoal.local.view.formatting import account_lines, counted
 from shoal.local.view.plain import PlainView, ProgressView, QuietView
 from shoal.local.view.status import is_good

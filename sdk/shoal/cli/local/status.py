@@ -8,10 +8,10 @@ from typing import Final
 
 import msgspec
 
-from shoal.cli.jobs import find_job
+from shoal.cli.local.find import find_job
 from shoal.cli.tables import print_table
-from shoal.local.jobs import status_of
-from shoal.local.state_folder import StateFolder, base_folder, job_names
+from shoal.local.state.jobs import status_of
+from shoal.local.state.state_folder import StateFolder, base_folder, job_names
 from shoal.local.view.formatting import account_lines, duration, evaluated, progress_line
 from shoal.local.view.status import JobStatus, ProcessStatus
 

@@ -9,8 +9,8 @@ from datetime import UTC, datetime
 from typing import Final
 
 from shoal.api.metric_series import REPORTED_SCORES, EpochScore, MetricSeries, score_values
-from shoal.local.job_record import JobRecord
-from shoal.local.state_folder import StateFolder
+from shoal.local.state.job_record import JobRecord
+from shoal.local.state.state_folder import StateFolder
 from shoal.protocol.messages import JobProgress
 
 __all__ = ["Recorder"]

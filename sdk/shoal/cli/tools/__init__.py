@@ -1,0 +1,1 @@
+"""Commands beside jobs: checks, templates, completion, and a container's first process."""
