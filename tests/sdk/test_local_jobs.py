@@ -15,8 +15,8 @@ import psutil
 import pytest
 
 from shoal.local.etcd_server import EtcdServer, find_etcd
-from shoal.local.jobs import status_of
-from shoal.local.state_folder import StateFolder
+from shoal.local.state.jobs import status_of
+from shoal.local.state.state_folder import StateFolder
 from shoal.sdk import (
     AsyncClient,
     Client,
@@ -248,6 +248,17 @@ def test_a_job_that_was_created_suspended_starts_when_it_is_resumed(client, base
     job.resume()
     up(base, "sleep", "trainer-0")
     assert job.status().state is State.STARTING
+
+
+def test_a_watch_goes_on_while_the_job_is_suspended(sleeper):
+    job = sleeper()
+    seen = watched(job)
+    assert next(seen).state is State.STARTING
+    job.suspend()
+    until(lambda: next(seen).state is State.SUSPENDED)
+    job.resume()
+    until(lambda: next(seen).state is State.STARTING)
+    seen.close()
 
 
 def test_a_submit_that_is_interrupted_leaves_nothing(base, tmp_path):

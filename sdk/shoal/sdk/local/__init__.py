@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import aclosing, contextmanager, suppress
 from datetime import UTC, datetime
@@ -268,8 +269,7 @@ class LocalBackend:
         await asyncio.to_thread(self._scale, key, replicas)
 
     def _scale(self, key: JobKey, replicas: int | None) -> None:
-        deadline = _SCALE_SECONDS / _POLL_SECONDS
-        tries = 0
+        deadline = time.monotonic() + _SCALE_SECONDS
         while True:
             state = self._find(key)
             answer = ask(state, AskScale(trainers=replicas, by=_MANAGER))
@@ -277,12 +277,11 @@ class LocalBackend:
                 raise InvalidJobError(f"job {key}: {answer.reason}")
             if answer is not None:
                 return
-            tries += 1
-            if state.runner() is None or tries > deadline:
+            if state.runner() is None or time.monotonic() >= deadline:
                 status = self._status(key)
                 fix = "; resume it first" if status.state is State.SUSPENDED else ""
                 raise InvalidJobError(f"job {key} does not run: it is {status.state.value}{fix}")
-            threading.Event().wait(_POLL_SECONDS)
+            time.sleep(_POLL_SECONDS)
 
     async def suspend(self, key: JobKey, *, suspend: bool) -> None:
         """Stop a job gracefully and return when it has ended, or start it again; an ended job stays as it is."""
