@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 import msgspec
@@ -99,3 +100,9 @@ def test_an_undecodable_desired_state_is_ignored(operator):
     assert "the desired state cannot be decoded" in operator.job.log("master", 0)
     operator.job.run_to_the_end(seconds=120)
     check(operator.job)
+
+
+def test_the_values_that_the_script_logs_are_reported(operator):
+    reported = operator.until(lambda reported: reported.samples > 0 and bool(reported.values))
+    assert reported.values.keys() == {"loss"}
+    assert math.isfinite(reported.values["loss"])

@@ -53,6 +53,7 @@ def main() -> None:
             loss.backward()
             for optimizer in optimizers:
                 optimizer.step()
+            job.log(loss=loss)
             eat(index)
             wait()
 

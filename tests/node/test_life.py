@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import math
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -30,6 +33,12 @@ def test_a_job_trains_in_pods_from_apply_to_complete(world):
     world.until(lambda: world.status("small").get("state") == "Complete", "its end")
     world.kubectl("wait", "tj/small", "--for=condition=Complete", "--timeout=60s")
     check(world, "small", folder / "models" / "small.safetensors", epochs=2)
+    world.until(lambda: "configmap/small-metrics" in world.kubectl("get", "configmaps", "-o", "name"), "its values")
+    logged = json.loads(world.get("configmap/small-metrics")["data"]["metrics.json"])
+    assert all(math.isfinite(record["loss"]) for record in logged)
+    assert 1 <= logged[-1]["epoch"] <= 2
+    (change,) = world.status("small")["history"]
+    assert (change["before"], change["after"], change["by"]) == (0, 2, "kubectl-client-side-apply")
     for index in range(2):
         said = world.kubectl("logs", f"small-trainer-{index}")
         assert f"trainer {index} begins" in said
