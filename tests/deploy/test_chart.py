@@ -258,7 +258,8 @@ def test_another_namespace_is_in_every_object_and_in_cluster_wide_names(helm):
     assert not [text for text in texts if SYSTEM in text]
     own = {each["metadata"]["name"] for each in objects if each["kind"] == "ClusterRoleBinding"}
     assert own == {"shoal-operator-second", "shoal-autoscaler-second"}
-    endpoint = next(each for each in arguments(objects, "shoal-operator") if each.startswith("--etcd="))
+    again = helm.template(namespace="second")
+    endpoint = next(each for each in arguments(again, "shoal-operator") if each.startswith("--etcd="))
     host = endpoint.removeprefix("--etcd=https://").removesuffix(":2379")
     assert host in certificate.names("shoal-etcd", "second", members=3)
     roles = {each["metadata"]["name"] for each in objects if each["kind"] == "ClusterRole"}

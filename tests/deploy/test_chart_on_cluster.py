@@ -43,12 +43,14 @@ def own_cluster(tmp_path_factory):
 
 @pytest.fixture
 def helm(own_cluster, tmp_path):
-    """Provide Helm; what it has installed is gone after the test, with all jobs."""
+    """Provide Helm; what it has installed is gone after the test but for the definition of TrainingJobs."""
     helm = Helm(tmp_path / "helm", own_cluster.kubeconfig)
     yield helm
     for each in json.loads(helm.run("list", "--all", "--all-namespaces", "--output", "json")):
         helm.run("uninstall", each["name"], "--namespace", each["namespace"], "--wait")
-    own_cluster.kubectl("delete", CRD, "--ignore-not-found")
+    # The definition stays and belongs to the next installation, too, as its release has the same name and namespace.
+    if own_cluster.kubectl("get", CRD, "--ignore-not-found"):
+        own_cluster.kubectl("delete", "trainingjobs", "--all", "--all-namespaces", "--timeout=60s")
     own_cluster.kubectl("delete", "persistentvolumeclaims", "--all", "--all-namespaces", "--wait=false")
 
 
