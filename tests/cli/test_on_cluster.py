@@ -186,3 +186,23 @@ def test_a_closed_pipe_is_no_error(shoal, running):
         process.stdout.readline()
         process.stdout.close()
         assert process.wait(60) == 0, process.stderr.read()
+
+
+def test_the_screen_of_all_jobs_can_be_printed_once(shoal, running):
+    printed = shoal("top", "--once")
+    assert f"{running.name} " in printed
+    assert "WHY NOT MORE" in printed
+    assert "needs a terminal" in shoal("top", code=2)
+
+
+def test_the_doctor_names_what_is_wrong_and_the_command_that_mends_it(shoal, shared):
+    process = shoal.start("doctor", "--output", "json")
+    out, error = process.communicate(timeout=120)
+    found = {each["check"]: each for each in json.loads(out)}
+    assert found["API server"]["text"].startswith("v1."), error
+    assert found["TrainingJobs"]["is_good"] is True
+    assert found["may create TrainingJob"]["is_good"] is True
+    # In this cluster the operator is a process beside it, without a Lease.
+    assert found["operator"]["is_good"] is False
+    assert found["operator"]["fix"] == "kubectl apply -k deploy/overlays/default"
+    assert process.returncode == 1
