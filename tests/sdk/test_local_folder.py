@@ -228,6 +228,19 @@ def test_a_lock_of_a_removed_folder_is_not_taken_for_that_of_a_new_one(base):
     second.unlock()
 
 
+def test_a_run_that_does_not_answer_has_its_last_status(client, kept, base):
+    state = kept()
+    (base / "train" / "end.json").unlink()
+    assert client.get("train").status().reason == "RunKilled"
+    state.lock()
+    assert client.get("train").status().state is State.STARTING
+    mine = msgspec.structs.replace(STATUS, name="train", runner=os.getpid())
+    state.write_last(msgspec.json.encode(mine))
+    assert client.get("train").status().state is State.RUNNING
+    assert [each.name for each in client.get("train").members()] == [each.name for each in STATUS.members]
+    state.unlock()
+
+
 def test_lines_of_all_logs_and_of_one(client, kept):
     state = kept()
     (state.logs / "trainer-0.log").write_text(f"{HEAD}größer\n{HEAD}\x1b[31mred\n" + "é" * 10_000_000 + "\nlast")

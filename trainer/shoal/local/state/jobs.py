@@ -61,6 +61,8 @@ def status_of(state: StateFolder) -> JobStatus:
             last, runner=0, members=[], state=end.state, reason=end.reason, account=end.account
         )
     runner = state.runner() if runner is None else runner
+    if runner is not None and runner == last.runner:
+        return last  # it is ending, or does not answer in time
     if runner is not None:
         return msgspec.structs.replace(last, runner=runner, members=[], state="Starting", reason="")
     reason = KILLED if state.started else ""
