@@ -40,7 +40,7 @@ class Loop:
         )
 
     def planned(self, plan):
-        self.plan_told = plan
+        self.last_plan = plan
         self.made_one.set()
 
     def configured(self, valid, acts):

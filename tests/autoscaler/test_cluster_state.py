@@ -476,7 +476,7 @@ events = st.one_of(
     st.tuples(st.just("again"), st.integers(0, 30)), st.tuples(st.just("listing"), st.sampled_from(["Pod", "Node"]), st.integers(0, 8)),
     st.tuples(st.just("jobs"), st.sampled_from(["", "u", "v", "uv"])),
 )  # fmt: skip
-WISHES = {
+DEMANDS = {
     "u": demand(
         "u",
         "j",
@@ -511,7 +511,7 @@ class Both:
     def event(self, kind, made, *, now, deleted):
         self.events.append((kind, made, deleted))
         rest = {"now": float(now)} if kind == "pod" else {}
-        demands = [WISHES[each] for each in self.demands]
+        demands = [DEMANDS[each] for each in self.demands]
         before = self.model.answer(demands, float(now))
         news = getattr(self.view, f"{kind}_changed")(made, deleted=deleted, **rest)
         getattr(self.model, kind)(made, deleted=deleted, **rest)
@@ -530,7 +530,7 @@ def test_the_state_equals_that_of_all_manifests(events):
     both, before = Both(), None
     for now, event in enumerate(events, 1):
         both.step(now, *event)
-        demands = [WISHES[each] for each in both.demands]
+        demands = [DEMANDS[each] for each in both.demands]
         shot = both.view.snapshot(demands, now=float(now))
         assert read(shot) == both.model.answer(demands, float(now))
         if before is not None:

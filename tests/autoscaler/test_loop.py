@@ -220,15 +220,15 @@ def test_a_plan_names_every_job_and_claim(loop):
     waiting = {**pod(), "metadata": {"name": "web", "namespace": "d", "uid": "w", "resourceVersion": "1"}, "status": {"phase": "Pending"}}  # fmt: skip
     loop.made.on_event("Pod", waiting)
     loop.plan()
-    told = loop.plan_told
-    assert (told.nodes, told.usable, told.acts, told.problem) == (1, 1, True, "")
-    assert [(each.namespace, each.name, each.trainers, each.given, each.now) for each in told.jobs] == [
+    reported = loop.last_plan
+    assert (reported.nodes, reported.usable, reported.acts, reported.problem) == (1, 1, True, "")
+    assert [(each.namespace, each.name, each.trainers, each.given, each.now) for each in reported.jobs] == [
         ("d", "a", 0, 4, 4)
     ]
     loop.made.set_demand("a", demand("a", 1, 9, priority=-1))
     loop.plan()
-    assert [(each.pod, each.node, each.victims) for each in loop.plan_told.claims] == [("d/web", "n", {})]
-    assert loop.plan_told.jobs[0].given == 3
+    assert [(each.pod, each.node, each.victims) for each in loop.last_plan.claims] == [("d/web", "n", {})]
+    assert loop.last_plan.jobs[0].given == 3
 
 
 def test_a_listing_removes_what_was_deleted_unseen(loop):
@@ -308,16 +308,16 @@ def test_what_happens_while_a_plan_is_made_is_for_the_next_one(loop, monkeypatch
     async def live():
         running = await slow.live(loop)
         first = {uid: loop.trainers(uid) for uid in "abc"}
-        told = [each.name for each in loop.plan_told.jobs]
+        reported = [each.name for each in loop.last_plan.jobs]
         await loop.made_one.wait()
         await ended(running)
-        return first, told
+        return first, reported
 
-    first, told = asyncio.run(asyncio.wait_for(live(), 120))
+    first, reported = asyncio.run(asyncio.wait_for(live(), 120))
     assert first["a"] is None, "the job is gone"
     assert first["b"] is None, "the plan was computed for another demand"
     assert first["c"] >= 1
-    assert told == ["b", "c"]
+    assert reported == ["b", "c"]
     assert (slow.plans, loop.trainers("a"), loop.trainers("b"), loop.trainers("c")) == (2, None, 2, 6)
 
 

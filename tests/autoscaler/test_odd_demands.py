@@ -147,6 +147,6 @@ def test_the_metrics_of_a_plan():
 def test_every_metric_is_documented():
     metrics = Metrics(list)
     metrics.configured(True, True)
-    told = [line.split()[2] for line in metrics.text().decode().splitlines() if line.startswith("# HELP shoal_")]
-    assert told
-    assert not [name for name in told if f"| {name} |" not in endpoints.__doc__ and not name.endswith("_created")]
+    reported = [line.split()[2] for line in metrics.text().decode().splitlines() if line.startswith("# HELP shoal_")]
+    assert reported
+    assert not [name for name in reported if f"| {name} |" not in endpoints.__doc__ and not name.endswith("_created")]

@@ -60,14 +60,14 @@ def test_a_node_with_an_invalid_amount_gets_no_pod_that_requests_it(loop, cpu, c
     loop.plan()
     assert loop.trainers("a") == 4, "of the good node"
     assert (loop.trainers("memory"), loop.trainers("more")) == (1, 1), "one of them where the CPUs are not known"
-    told = warnings(caplog)
-    assert len(told) == 1, "once"
-    assert told[0].startswith("Node bad: status.allocatable.cpu: ")
-    assert told[0].endswith("; values that cannot be read count as 0")
-    assert loop.plan_told.unread == 1
+    reported = warnings(caplog)
+    assert len(reported) == 1, "once"
+    assert reported[0].startswith("Node bad: status.allocatable.cpu: ")
+    assert reported[0].endswith("; values that cannot be read count as 0")
+    assert loop.last_plan.unread == 1
     loop.made.on_event("Node", node("bad", revision=2))
     loop.plan()
-    assert (loop.trainers("a"), loop.plan_told.unread) == (8, 0)
+    assert (loop.trainers("a"), loop.last_plan.unread) == (8, 0)
     loop.made.on_event("Node", node("bad", cpu=cpu, revision=3))
     loop.plan()
     assert len(warnings(caplog)) == 2, "it had been well meanwhile"
@@ -198,8 +198,8 @@ def test_a_refused_configuration_leaves_the_former_in_force_and_is_reported(tmp_
     assert loop.enqueued == ["a"], "its status reports it, once"
     assert loop.made.problem.startswith(str(loop.file))
     assert loop.made.problem.endswith("; the previous configuration stays in force")
-    assert loop.made.problem.startswith(loop.plan_told.problem)
-    assert loop.plan_told.problem
+    assert loop.made.problem.startswith(loop.last_plan.problem)
+    assert loop.last_plan.problem
     assert warnings(caplog) == [loop.made.problem], "once"
     loop.enqueued.clear()
     write(loop.file, "debounce: 10ms\nmovesPerCycle: 4\n")
@@ -260,7 +260,7 @@ def test_a_deleted_class_keeps_its_value(loop, listed):
     loop.made.on_event("Node", node("m"))
     loop.plan()
     assert (loop.trainers("low"), loop.trainers("high")) == (1, 7)
-    assert {each.name: each.priority for each in loop.plan_told.jobs} == {"high": -5, "low": -8}
+    assert {each.name: each.priority for each in loop.last_plan.jobs} == {"high": -5, "low": -8}
 
 
 def test_a_class_with_another_value_counts_at_once(loop):
@@ -281,7 +281,7 @@ def test_a_class_deleted_before_the_start_is_known_from_its_pods(loop):
     assert (loop.trainers("low"), loop.trainers("high")) == (1, 3)
     loop.made.on_event("PriorityClass", {"metadata": {"name": "high"}, "value": -9})
     loop.plan()
-    assert {each.name: each.priority for each in loop.plan_told.jobs} == {"high": -9, "low": -8}, (
+    assert {each.name: each.priority for each in loop.last_plan.jobs} == {"high": -9, "low": -8}, (
         "its own word is better"
     )
 

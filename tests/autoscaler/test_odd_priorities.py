@@ -36,7 +36,7 @@ def test_it_claims_from_the_surplus_alone(loop, priority, left):
         loop.made.on_event("Pod", waiting(name, priority))
     loop.plan()
     assert loop.trainers("a") == left
-    assert len(loop.plan_told.claims) == (2 if left == 2 else 0)
+    assert len(loop.last_plan.claims) == (2 if left == 2 else 0)
 
 
 @pytest.mark.parametrize(("priority", "left"), [(0, 0), (-5, 0), (-6, 2), (-8, 2)])
@@ -56,4 +56,4 @@ def test_a_waiting_minimum_is_placed_first(loop):
     loop.made.set_demand("a", demand("a", 3, 9, priority=-11), minimum="minimum", surplus="surplus")
     loop.plan()
     assert loop.trainers("a") == 3
-    assert len(loop.plan_told.claims) == 1, "what is left, before the job grows"
+    assert len(loop.last_plan.claims) == 1, "what is left, before the job grows"

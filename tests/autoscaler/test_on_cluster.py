@@ -52,8 +52,8 @@ def test_the_plan_is_published(world):
     trainers(world.j, TWO_NODES)
 
     def job():
-        told = shoal_plan(world, world.namespace, "-o", "json")
-        return json.loads(told.stdout)["jobs"][0] if told.returncode == 0 and '"j"' in told.stdout else {}
+        reported = shoal_plan(world, world.namespace, "-o", "json")
+        return json.loads(reported.stdout)["jobs"][0] if reported.returncode == 0 and '"j"' in reported.stdout else {}
 
     world.until(lambda: job().get("trainers") == TWO_NODES, "the plan")
     assert (job()["given"], job()["max"], job()["reason"]) == (TWO_NODES, 20, "NoRoom")

@@ -55,10 +55,10 @@ def test_cpu_in_thousandths(written, up, down):
 def test_an_invalid_quantity_counts_as_zero_and_is_reported(written):
     with pytest.raises(ValueError):
         amount(written, "cpu")
-    told = []
-    assert request_of(pod(container(memory=written or "")), told) == {"pods": 1}
-    assert len(told) == 1
-    assert told[0].startswith("spec.containers[0].resources.requests.memory: ")
+    reported = []
+    assert request_of(pod(container(memory=written or "")), reported) == {"pods": 1}
+    assert len(reported) == 1
+    assert reported[0].startswith("spec.containers[0].resources.requests.memory: ")
     assert allocatable_of({"status": {"allocatable": {"cpu": written}}}) == {"cpu": 0}
 
 

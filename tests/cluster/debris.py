@@ -22,7 +22,7 @@ from tests.cluster.control_groups import remove_control_groups
 from tests.cluster.network import Network, remove_namespace
 from tests.cluster.processes import born
 
-__all__ = ["end_containers", "leave_note", "remove", "sweep"]
+__all__ = ["end_containers", "leave_note", "remove", "remove_debris"]
 
 CONTAINER_LOGS = Path("/var/log/containers")
 CNI_RESULTS = Path("/var/lib/cni/results")
@@ -37,7 +37,7 @@ def leave_note(network: Network) -> None:
     part.rename(network.run / "note.json")
 
 
-def sweep() -> None:
+def remove_debris() -> None:
     """Remove the debris of clusters whose owner and processes have ended."""
     for file in Path("/run").glob("shoal-*/note.json"):
         note = json.loads(file.read_text())

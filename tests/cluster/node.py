@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 from tests.cluster import binaries
 from tests.cluster.control_groups import make_control_groups
 from tests.cluster.control_plane import BrokenError, ControlPlane
-from tests.cluster.debris import end_containers, leave_note, remove, sweep
+from tests.cluster.debris import end_containers, leave_note, remove, remove_debris
 from tests.cluster.image import write_image
 from tests.cluster.network import NODE_ADDRESS, Network, make_namespace
 from tests.cluster.node_parts import DNS_ADDRESS, NODE, NODE_NAME, write_configuration
@@ -83,7 +83,7 @@ class NodeCluster(ControlPlane):
         remove(network)
 
     def _network(self) -> Network:
-        sweep()
+        remove_debris()
         return make_namespace()
 
     def _prepare(self) -> None:

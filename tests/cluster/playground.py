@@ -33,7 +33,7 @@ __all__ = ["FLIGHTS", "beside", "end_beside", "install", "installed", "spare_vol
 FLIGHTS = ROOT / "examples" / "flights"
 SPARE = 24
 """Volumes without a claim; a job's are its own for good, and `make cluster` makes more."""
-PATIENCE = 180.0
+TIMEOUT_SECONDS = 180.0
 """Seconds; Python and Kubernetes' client are imported three times on the way."""
 
 
@@ -85,7 +85,7 @@ def _install_in_pods(cluster: NodeCluster, say: Callable[[str], None]) -> None:
         return bool(done) and etcd == 1 and operators == 2
 
     try:
-        cluster.until(ready, f"Shoal; `kubectl -n {SYSTEM} get pods` came to: {said}", seconds=PATIENCE)
+        cluster.until(ready, f"Shoal; `kubectl -n {SYSTEM} get pods` came to: {said}", seconds=TIMEOUT_SECONDS)
     except BrokenError as error:
         pods = cluster.kubectl("get", "pods", "-n", SYSTEM)
         logs = [
@@ -143,7 +143,7 @@ def _install_beside(cluster: ControlPlane, say: Callable[[str], None]) -> None:
                 raise BrokenError(f"{process.name} ended while it was starting:\n{process.last_words()}")
         return _answers(f"http://{probes}/readyz")
 
-    cluster.until(ready, f"the operator, whose log is {operator.log}", seconds=PATIENCE)
+    cluster.until(ready, f"the operator, whose log is {operator.log}", seconds=TIMEOUT_SECONDS)
 
 
 def _answers(url: str) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.debris import sweep
+from tests.cluster.debris import remove_debris
 from tests.cluster.image import IMAGE, python_container
 from tests.cluster.node import NodeCluster
 
@@ -149,7 +149,7 @@ def test_what_a_killed_owner_left_is_removed_by_the_next(tmp_path):
     cluster.until(lambda: not cluster.pids, "its parts to end")
     assert processes_with(f"# orphan of {tmp_path}")
     left, name = traces(), json.loads((tmp_path / "network.json").read_text())["namespace"]
-    sweep()
+    remove_debris()
     assert not processes_with(f"# orphan of {tmp_path}")
     assert len(left - traces()) > 5
     assert not [trace for trace in traces() if name in trace]

@@ -99,5 +99,5 @@ def test_whatever_the_manual_names_is_there():
     for path in re.findall(r"`((?:deploy|operator)/[a-z0-9_./-]+)`", TEXT):
         assert path.startswith("deploy/mine") or (ROOT / path).exists(), path
     for name in re.findall(r"`(shoal_[a-z_]+)", TEXT):
-        told = (ROOT / "operator/shoal/operator/endpoints.py").read_text()
-        assert re.sub("_(count|total)$", "", name) in told, name
+        reported = (ROOT / "operator/shoal/operator/endpoints.py").read_text()
+        assert re.sub("_(count|total)$", "", name) in reported, name

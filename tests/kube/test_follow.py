@@ -85,14 +85,14 @@ def test_many_changes_at_once_yield_to_other_tasks(control_plane, namespace):
 
 
 def test_through_restarts_and_a_compacted_history(tmp_path):
-    troubles = []
+    problems = []
     with ControlPlane(tmp_path / "own") as cluster:
 
         async def work(kube):
             well = asyncio.Event()
 
-            def told(words):
-                troubles.append(words)
+            def reported(words):
+                problems.append(words)
                 (well.clear if words else well.set)()
 
             since = (await kube.listing("ConfigMap", namespace="default", selector="of=this")).revision
@@ -103,13 +103,13 @@ def test_through_restarts_and_a_compacted_history(tmp_path):
             # The API server keeps old changes in memory, too.
             await asyncio.to_thread(cluster.restart, "kube-apiserver")
             async with contextlib.aclosing(
-                follow(kube, "ConfigMap", namespace="default", selector="of=this", since=since, on_error=told)
+                follow(kube, "ConfigMap", namespace="default", selector="of=this", since=since, on_error=reported)
             ) as news:
                 found = [short(await anext(news))]
-                assert troubles, "that it was forgotten"
+                assert problems, "that it was forgotten"
                 waiting = asyncio.ensure_future(anext(news))
                 await asyncio.sleep(0.2)
-                troubles.clear(), well.clear()
+                problems.clear(), well.clear()
                 await asyncio.to_thread(cluster.restart, "kube-apiserver")
                 # A reopened stream counts as healthy even before its first event.
                 async with asyncio.timeout(60.0):
@@ -118,18 +118,18 @@ def test_through_restarts_and_a_compacted_history(tmp_path):
                 return [*found, short(await waiting)]
 
         assert on(cluster, work) == [["b"], ("c", False)]
-        assert troubles[-1] == ""
-        assert "ConfigMap: " in troubles[0]
+        assert problems[-1] == ""
+        assert "ConfigMap: " in problems[0]
 
 
 def test_a_kind_that_the_cluster_does_not_know_yet(tmp_path):
-    troubles = asyncio.Queue()
+    problems = asyncio.Queue()
     with ControlPlane(tmp_path / "own") as cluster:
 
         async def work(kube):
-            async with contextlib.aclosing(follow(kube, "TrainingJob", on_error=troubles.put_nowait)) as news:
+            async with contextlib.aclosing(follow(kube, "TrainingJob", on_error=problems.put_nowait)) as news:
                 waiting = asyncio.ensure_future(anext(news))
-                assert "TrainingJob: " in await troubles.get()
+                assert "TrainingJob: " in await problems.get()
                 await asyncio.to_thread(cluster.kubectl, "apply", "-f", "-", input=json.dumps(crd()))
                 return short(await waiting)
 

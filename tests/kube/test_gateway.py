@@ -151,7 +151,7 @@ def test_in_the_place_of_what_was_read_and_of_nothing_else(control_plane, namesp
 
 
 def test_every_attempt_is_reported_with_its_code(control_plane, namespace):
-    told = []
+    reported = []
 
     async def work(kube):
         await kube.create(config(namespace, a="1"))
@@ -160,8 +160,8 @@ def test_every_attempt_is_reported_with_its_code(control_plane, namespace):
         await kube.delete("ConfigMap", "c", namespace=namespace)
         assert await kube.get("ConfigMap", "c", namespace=namespace) is None
 
-    on(control_plane, work, on_answer=lambda *each: told.append(each))
-    assert told == [(verb, "ConfigMap", code) for verb, code in
+    on(control_plane, work, on_answer=lambda *each: reported.append(each))
+    assert reported == [(verb, "ConfigMap", code) for verb, code in
                     (("create", 201), ("apply", 200), ("list", 200), ("delete", 200), ("get", 404))]  # fmt: skip
 
 

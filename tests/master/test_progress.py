@@ -72,9 +72,9 @@ def test_the_operator_is_told_the_finite_values_that_were_logged_last_and_the_sc
     harness.deliver(0, m.Evaluated(epoch=0, number=0, score="0.75"))
     harness.master.tick(100.0)
     harness.settle()
-    told = json.loads(harness.etcd["progress"])
-    assert told["values"] == {"loss": 0.5} | {f"v{number:02}": number for number in range(19)}
-    assert told["scores"] == [{"epoch": 0, "values": {"score": 0.75}}]
-    assert (told["epoch"], told["samples"]) == (0, 4)
+    reported = json.loads(harness.etcd["progress"])
+    assert reported["values"] == {"loss": 0.5} | {f"v{number:02}": number for number in range(19)}
+    assert reported["scores"] == [{"epoch": 0, "values": {"score": 0.75}}]
+    assert (reported["epoch"], reported["samples"]) == (0, 4)
     harness.replace_master()
     assert harness.job.records.progress.scores[0].values == {"score": 0.75}

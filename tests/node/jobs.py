@@ -16,11 +16,11 @@ from tests.cluster.control_plane import KubectlError
 from tests.cluster.image import IMAGE, mounts
 from tests.cluster.node import NodeCluster
 
-__all__ = ["PATH", "PATIENCE", "ROOT", "Jobs", "processes_with", "template"]
+__all__ = ["PATH", "ROOT", "TIMEOUT_SECONDS", "Jobs", "processes_with", "template"]
 
 ROOT = Path(__file__).resolve().parents[2]
 PATH = f"{Path(sys.executable).parent}:/usr/local/bin:/busybox:/usr/bin:/bin"
-PATIENCE = 120.0
+TIMEOUT_SECONDS = 120.0
 """Seconds; for machines that have more to do."""
 
 
@@ -163,7 +163,7 @@ class Jobs:
 
     # --- Waits ---
 
-    def until(self, found: Any, what: str, *, seconds: float = PATIENCE) -> None:
+    def until(self, found: Any, what: str, *, seconds: float = TIMEOUT_SECONDS) -> None:
         begun = time.monotonic()
         try:
             self.cluster.until(found, what, seconds=seconds)

@@ -59,8 +59,8 @@ def test_it_shrinks_for_an_ordinary_pod_and_grows_back(world):
 
     def one_goes_on() -> bool:
         """Check that the one trainer that was not preempted commits further samples."""
-        told = world.reported_state("elastic")
-        return len(told.trainers) == 1 and told.samples > samples
+        reported = world.reported_state("elastic")
+        return len(reported.trainers) == 1 and reported.samples > samples
 
     world.until(one_goes_on, "one trainer to go on")
     assert world.status("elastic")["allocation"]["desired"] == 1

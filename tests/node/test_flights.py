@@ -16,7 +16,7 @@ def test_flights_trains_on_a_cluster(world):
         world.volume()
     overlay = write_flights(world.folder / "overlay", namespace=world.namespace, epochs=1)
     world.cluster.kubectl("apply", "-k", str(overlay))
-    world.until(lambda: (told := world.reported_state("flights")) and told.samples, "the first samples")
+    world.until(lambda: (reported := world.reported_state("flights")) and reported.samples, "the first samples")
     world.until(lambda: world.status("flights").get("state") == "Complete", "its end", seconds=200)
     samples = world.record("flights", "outcome")["account"]["samples"]
     assert samples["counted"] == samples["expected"] > 290_000

@@ -59,5 +59,5 @@ def test_an_unwritable_output_is_reported_before_anything_is_trained(world):
         return ""
 
     world.until(message, "the trainer's words")
-    told = world.reported_state("unwritable")
-    assert told is None or not told.samples
+    reported = world.reported_state("unwritable")
+    assert reported is None or not reported.samples

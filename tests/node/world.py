@@ -17,7 +17,7 @@ from shoal.api.crd import crd
 from shoal.local.etcd_server import EtcdServer, find_etcd
 from shoal.store import ALL_JOBS, JobKeys, ReportedState, Store
 from tests.cluster.node import NodeCluster
-from tests.node.jobs import PATIENCE, ROOT, Jobs
+from tests.node.jobs import ROOT, TIMEOUT_SECONDS, Jobs
 
 __all__ = ["Etcd", "World", "define"]
 
@@ -99,7 +99,7 @@ class World(Jobs):
         found = self.record(job, "progress")
         return msgspec.convert(found, ReportedState) if found is not None else None
 
-    def progresses(self, job: str, *, trainers: list[int], seconds: float = PATIENCE) -> None:
+    def progresses(self, job: str, *, trainers: list[int], seconds: float = TIMEOUT_SECONDS) -> None:
         """Wait until exactly these trainers are at work and further samples are committed."""
         before = self.reported_state(job)
         samples = before.samples if before is not None else 0

@@ -12,10 +12,10 @@ SECONDS = 2.0
 
 
 def delayed(records: Callable[..., None]) -> Callable[..., None]:
-    def told(self: Operator, events: list) -> None:
+    def reported(self: Operator, events: list) -> None:
         self._loop.call_soon_threadsafe(self._loop.call_later, SECONDS, records, self, events)
 
-    return told
+    return reported
 
 
 if __name__ == "__main__":

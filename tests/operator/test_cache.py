@@ -296,19 +296,19 @@ def test_an_event_without_a_change_concerns_no_job(store):
 
 
 def test_added_changed_and_deleted_pods_are_summarized_again(store):
-    def told():
+    def reported():
         return [(each.name, each.ended) for each in store.pods("u")]
 
-    assert told() == []
+    assert reported() == []
     store.object_changed(pod())
-    assert told() == [("j-trainer-0", False)]
+    assert reported() == [("j-trainer-0", False)]
     store.object_changed(pod(phase="Failed"))
     store.object_changed(pod("j-trainer-1", index=1, uid="p1"))
-    assert sorted(told()) == [("j-trainer-0", True), ("j-trainer-1", False)]
+    assert sorted(reported()) == [("j-trainer-0", True), ("j-trainer-1", False)]
     store.object_changed(pod(), deleted=True)
-    assert told() == [("j-trainer-1", False)]
+    assert reported() == [("j-trainer-1", False)]
     store.forget_missing("Pod", [], revision=9)
-    assert told() == []
+    assert reported() == []
 
 
 def test_an_answer_is_known_before_the_watch_brings_it(store):

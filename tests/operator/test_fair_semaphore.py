@@ -11,7 +11,7 @@ from shoal.operator.controller.fair_semaphore import FairSemaphore
 
 
 @given(st.integers(1, 4), st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 3), st.booleans()), max_size=20))
-def test_everybody_is_served_and_no_more_than_may_be(most, wishes):
+def test_everybody_is_served_and_no_more_than_may_be(most, demands):
     """All callers are served within the limit; what a cancelled caller held or waited for passes to another one."""
 
     async def play():
@@ -28,15 +28,15 @@ def test_everybody_is_served_and_no_more_than_may_be(most, wishes):
                 finally:
                     held -= 1
 
-        tasks = [asyncio.create_task(one(number, *wish[:2])) for number, wish in enumerate(wishes)]
-        for turn, (task, wish) in enumerate(zip(tasks, wishes, strict=True)):
-            if wish[2]:
+        tasks = [asyncio.create_task(one(number, *demand[:2])) for number, demand in enumerate(demands)]
+        for turn, (task, demand) in enumerate(zip(tasks, demands, strict=True)):
+            if demand[2]:
                 for _ in range(turn % 3):
                     await asyncio.sleep(0)
                 task.cancel()
         await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 10)
         assert peak <= most
-        assert {number for number, wish in enumerate(wishes) if not wish[2]} <= set(served)
+        assert {number for number, demand in enumerate(demands) if not demand[2]} <= set(served)
         # All permits are free again.
         async with asyncio.timeout(10):
             for _ in range(most):

@@ -103,8 +103,8 @@ def test_a_key_written_after_the_collection_is_collected_too(control_plane, etcd
 
     async def swept_twice(store) -> None:
         async with await Kube.connect(kubeconfig=str(control_plane.kubeconfig)) as kube:
-            sweeper = GarbageCollector(store, kube, guarded=False, delay_seconds=0.5)
-            running = asyncio.create_task(sweeper.run())
+            collector = GarbageCollector(store, kube, guarded=False, delay_seconds=0.5)
+            running = asyncio.create_task(collector.run())
             for _ in range(2):
                 store.transact([], [Put(deleted.progress, b"1")])
                 while keys_in(store):  # noqa: ASYNC110 - etcd sets no Event

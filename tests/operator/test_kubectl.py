@@ -104,11 +104,11 @@ def test_jobs_are_found_with_everything_of_shoal_s(shared, job):
 
 
 def test_describe_shows_conditions_and_events(shared, job):
-    told = shared.kubectl("describe", "tj", job.name)
-    plain = " ".join(told.split())
+    reported = shared.kubectl("describe", "tj", job.name)
+    plain = " ".join(reported.split())
     assert "Reason: TrainersReady Status: True Type: Running" in plain
     assert "Reason: SamplesCommitted Status: True Type: Progressing" in plain
-    events = told[told.index("Events:") :]
+    events = reported[reported.index("Events:") :]
     assert re.search(r"Normal +Started +\S+ +shoal.dev/operator +the training begins with [12] trainers", events)
 
 
@@ -198,7 +198,7 @@ def test_delete_leaves_nothing_anywhere(shared):
         shared.until(lambda: etcd.get(keys.progress), "the master's record")
         job.delete()
         job.nothing()
-        shared.until(lambda: not etcd.get_prefix(keys.prefix).pairs, "the sweep of etcd")
+        shared.until(lambda: not etcd.get_prefix(keys.prefix).pairs, "the garbage collection in etcd")
         assert etcd.get_prefix(f"{ALL_JOBS}{shared.namespace}/flights/").pairs, "only what is gone is swept"
 
 
@@ -228,8 +228,8 @@ def test_a_horizontal_pod_autoscaler_names_the_field_that_is_missing_and_moves_a
     shared.kubectl("apply", "-f", "-", input=hpa(4, 4))
 
     def message():
-        told = shared.cluster.get("hpa", "flights", "-n", shared.namespace)["status"].get("conditions", ())
-        return [each["message"] for each in told if each["type"] == "AbleToScale"]
+        reported = shared.cluster.get("hpa", "flights", "-n", shared.namespace)["status"].get("conditions", ())
+        return [each["message"] for each in reported if each["type"] == "AbleToScale"]
 
     job.until(
         lambda: 'the spec replicas field ".spec.trainer.replicas" does not exist' in "".join(message()), "the field"
@@ -238,9 +238,9 @@ def test_a_horizontal_pod_autoscaler_names_the_field_that_is_missing_and_moves_a
     job.at_work([0, 1, 2, 3])
     shared.kubectl("apply", "-f", "-", input=hpa(2, 3))
     job.at_work([0, 1, 2])
-    told = shared.cluster.get("hpa", "flights", "-n", shared.namespace)
+    reported = shared.cluster.get("hpa", "flights", "-n", shared.namespace)
     shared.kubectl("delete", "hpa", "flights")
-    assert ("AbleToScale", "True") in [(each["type"], each["status"]) for each in told["status"]["conditions"]]
+    assert ("AbleToScale", "True") in [(each["type"], each["status"]) for each in reported["status"]["conditions"]]
 
     def pinned():
         return [note for reason, note in job.events() if reason == "Scaled" and "pinned by" in note]

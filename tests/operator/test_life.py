@@ -24,9 +24,9 @@ def test_from_apply_to_complete(world):
     world.j.at_work([0, 1, 2])
     world.j.end("Complete")
     world.j.wait("Complete")
-    told = world.kubectl("get", "tj", "j")
-    assert told.split()[: told.split().index("STATE") + 1][-1] == "STATE"
-    assert "Complete" in told
+    reported = world.kubectl("get", "tj", "j")
+    assert reported.split()[: reported.split().index("STATE") + 1][-1] == "STATE"
+    assert "Complete" in reported
     assert world.j.status()["account"] | {"lost": 0, "twice": 0} == world.j.status()["account"]
     world.j.nobody()
     assert world.j.pods("trainer", ready=False) == ["j-trainer-0", "j-trainer-1", "j-trainer-2"], "their logs are kept"

@@ -45,8 +45,8 @@ def parts():
 
 def problems(missing, *, of=None, **seen):
     observed = Observed(**{"applied": APPLIED, "servers": (FIRST, SECOND), "masters": (MASTER,)} | seen)
-    troubles, again = asyncio.run(missing.check(of or job(), IDENTITY, observed))
-    return [(each.role, each.pod, each.reason, each.message) for each in troubles], again
+    errors_seen, again = asyncio.run(missing.check(of or job(), IDENTITY, observed))
+    return [(each.role, each.pod, each.reason, each.message) for each in errors_seen], again
 
 
 def test_no_dry_run_while_nothing_is_missing(parts):

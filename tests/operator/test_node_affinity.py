@@ -22,7 +22,7 @@ PREFERRED = "preferredDuringSchedulingIgnoredDuringExecution"
 REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
 
 
-def wishes(pod) -> list[str]:
+def demands(pod) -> list[str]:
     terms = pod["spec"].get("affinity", {}).get("nodeAffinity", {}).get(PREFERRED, [])
     return [value for term in terms for field in term["preference"]["matchFields"] for value in field["values"]]
 
@@ -33,7 +33,7 @@ def made(actions, kind):
 
 def test_a_preference_is_one_term_for_each_node():
     pod = with_preferred_nodes(trainer_pod(job(), IDENTITY, 0), ["b", "a", "b"])
-    assert wishes(pod) == ["b", "a"]
+    assert demands(pod) == ["b", "a"]
     assert with_preferred_nodes(pod, []) == pod
 
 
@@ -43,7 +43,7 @@ def test_a_template_keeps_its_affinity_and_its_preference_is_first():
     found = with_preferred_nodes(pod, ["a"])
     assert found["spec"]["affinity"]["podAffinity"] == {"x": 1}
     assert REQUIRED in found["spec"]["affinity"]["nodeAffinity"]
-    assert wishes(found) == ["a"]
+    assert demands(found) == ["a"]
     assert pod == {"spec": {"affinity": required}}, "it is not changed"
     own = {"spec": {"affinity": {"nodeAffinity": {PREFERRED: [{"weight": 1, "preference": {"matchFields": []}}]}}}}
     assert with_preferred_nodes(own, ["a"]) == own
@@ -54,7 +54,7 @@ def test_new_trainers_get_their_planned_nodes_and_the_same_template():
     places = PlannedNodes(kept={}, added={"a": 2, "b": 1})
     actions = reconcile(of, IDENTITY, WHOLE, trainers=6, places=places)
     pods = [each.manifest for each in actions if isinstance(each, CreatePod)]
-    assert [wishes(pod) for pod in pods] == [["a"], ["a"], ["b"], []]
+    assert [demands(pod) for pod in pods] == [["a"], ["a"], ["b"], []]
     assert {pod["metadata"]["labels"]["shoal.dev/template"] for pod in pods} == {pod_hash(plain)}
 
 
@@ -88,13 +88,13 @@ def test_a_trainer_that_is_nowhere_yet_is_counted_where_the_plan_had_it():
         )
         if isinstance(each, CreatePod)
     ]
-    assert [wishes(pod) for pod in first] == [["a"], ["b"]]
+    assert [demands(pod) for pod in first] == [["a"], ["b"]]
     seen = stored(of, first, at=("", "b"))
     assert [(pod.node, pod.preferred_node) for pod in seen.trainers] == [("", "a"), ("b", "")]
     seen = replace(WHOLE, trainers=seen.trainers)
     actions = reconcile(of, IDENTITY, seen, trainers=4, places=PlannedNodes(kept={"b": 1}, added={"a": 2, "b": 1}))
     pods = [each.manifest for each in actions if isinstance(each, CreatePod)]
-    assert [wishes(pod) for pod in pods] == [["a"], ["b"]]
+    assert [demands(pod) for pod in pods] == [["a"], ["b"]]
 
 
 def test_the_preferred_node_of_a_trainer_is_the_one_it_names():
@@ -115,7 +115,7 @@ def test_servers_and_master_keep_their_first_preferred_nodes():
     assert servers["metadata"]["annotations"] == {NODES: "a,b"}
     assert master["metadata"]["annotations"][NODES] == "c"
     template = servers["spec"]["template"]
-    assert (wishes(template), wishes(master["spec"]["template"])) == (["a", "b"], ["c"])
+    assert (demands(template), demands(master["spec"]["template"])) == (["a", "b"], ["c"])
     assert template["spec"]["topologySpreadConstraints"][0]["whenUnsatisfiable"] == "ScheduleAnyway"
     applied = {(each["kind"], each["metadata"]["name"]): applied_hash(each) for each in (servers, master)}
     seen = Observed(applied=applied, preferred={"StatefulSet": ("a", "b"), "Deployment": ("c",)})

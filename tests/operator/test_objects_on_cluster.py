@@ -40,11 +40,11 @@ def test_every_object_is_taken_as_it_is(control_plane, restricted, make):
     account = next(each for each in manifests(make(restricted)) if each["kind"] == "ServiceAccount")
     control_plane.kubectl("apply", "-f", "-", input=json.dumps(ownerless(account)))
     listed = {"apiVersion": "v1", "kind": "List", "items": list(manifests(make(restricted)))}
-    told = control_plane.kubectl(
+    reported = control_plane.kubectl(
         "apply", "--server-side", "--validate=strict", "--dry-run=server", "-f", "-", input=json.dumps(listed)
     )
-    assert told.count("serverside-applied") == len(listed["items"])
-    assert "violate" not in told
+    assert reported.count("serverside-applied") == len(listed["items"])
+    assert "violate" not in reported
 
 
 def test_applied_twice_nothing_changes(control_plane, restricted):

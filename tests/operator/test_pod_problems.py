@@ -40,5 +40,5 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_container(case):
-    container, troubles = CASES[case]
-    assert problems_of(**container) == troubles
+    container, problems = CASES[case]
+    assert problems_of(**container) == problems

@@ -53,9 +53,9 @@ def test_a_quota_without_room(shared, job, role):
         shared.until(lambda: "0" in shared.kubectl("get", "quota", "full", "-o", "jsonpath={.status.hard.pods}"), "it")
         job.apply()
         job.has_condition("Scheduled", "False", "QuotaExceeded", "exceeded quota: full, requested: pods=1")
-        told = job.condition("Scheduled")["message"]
+        reported = job.condition("Scheduled")["message"]
         names = {"trainer": ["trainer-0", "trainer-1"], "pserver": ["pserver-0", "pserver-1", "master"]}[role]
-        assert any(f'pods "{job.name}-{name}" is forbidden' in told for name in names), told
+        assert any(f'pods "{job.name}-{name}" is forbidden' in reported for name in names), reported
         assert job.pods(role, ready=False) == []
     finally:
         shared.kubectl("delete", "quota", "full")

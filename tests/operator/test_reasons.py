@@ -33,8 +33,8 @@ def test_texts_become_documented_reasons(of, words, reason, message):
     ],
 )
 def test_a_pods_own_reason_is_known_by_a_table(own, words, reason, before_node):
-    trouble = PodProblem("trainer", "a", own, words)
-    assert (trouble.known, trouble.before_node) == (reason, before_node)
+    problem = PodProblem("trainer", "a", own, words)
+    assert (problem.known, problem.before_node) == (reason, before_node)
 
 
 def test_messages_are_one_line_and_bounded():

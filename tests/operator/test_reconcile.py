@@ -327,10 +327,10 @@ def test_one_that_has_no_room_yet_is_not_missed_among_the_fewest():
     there = [TrainerPod(index=at, uid=f"u{at}", ready=True, works=True, priority="surplus", node="a") for at in (1, 2)]
     seen = Observed(secrets=True, trainers=tuple(there))
 
-    def told(later):
+    def reported(later):
         places = PlannedNodes(kept={"a": 2}, later=later)
         actions = reconcile(job(low=1), IDENTITY, seen, trainers=2, places=places)
         return [each.desired.drain for each in actions if isinstance(each, PublishDesired)]
 
-    assert told(later=1) == []
-    assert told(later=0) == [[1]], "no pod is coming: one of the two is replaced by one of higher priority"
+    assert reported(later=1) == []
+    assert reported(later=0) == [[1]], "no pod is coming: one of the two is replaced by one of higher priority"

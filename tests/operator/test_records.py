@@ -65,11 +65,11 @@ def asked(store):
         ConsecutiveFailures(), store.ends("u"), known=None, committed=store.committed("u"), now=1.0
     )
     overrun(JOB, Status(), failures, [], NOW)
-    told = status_of(
+    reported = status_of(
         JOB, generation=1, seen=seen, desired=2, problems=store.problems("u"), refused="", now=NOW,
         before=Status(), facts=facts,
     )  # fmt: skip
-    told.model_dump_json()
+    reported.model_dump_json()
     store.starting("u")
     return seen
 
@@ -139,9 +139,9 @@ def test_an_invalid_record_is_reported_on_its_job_and_changes_nothing(record, va
             return
     assert store.record_changed(KEYS.at(record), value) == {"u": 0.0}
     assert store.observed("u", template="t") == before
-    (told,) = record_problems((), store.record_problems("u"))
-    assert (told.kind, told.reason) == ("Warning", "ForeignRecord")
-    assert record in told.text
+    (reported,) = record_problems((), store.record_problems("u"))
+    assert (reported.kind, reported.reason) == ("Warning", "ForeignRecord")
+    assert record in reported.text
     assert not store.record_problems("v")
     store.record_changed(KEYS.at(record), WRITTEN[record])
     assert not store.record_problems("u")
@@ -216,10 +216,10 @@ def test_no_time_of_a_container_stops_a_sync(started, finished):
 def test_a_foreign_key_is_reported_on_its_job_until_it_is_removed():
     store = cluster()
     assert store.record_changed(KEYS.at("\udcff evil\n" + "x" * 9999), b"1", created=True) == {"u": 0.0}
-    (told,) = record_problems((), store.record_problems("u"))
-    assert told.reason == "ForeignKey"
-    assert "'\\udcff evil\\nxx" in told.text
-    assert len(told.text) < 500
+    (reported,) = record_problems((), store.record_problems("u"))
+    assert reported.reason == "ForeignKey"
+    assert "'\\udcff evil\\nxx" in reported.text
+    assert len(reported.text) < 500
     assert not store.record_problems("v")
     assert store.record_changed(KEYS.at("another"), b"2", created=True) == {}, "it is reported once"
     store.record_changed(KEYS.at("another"), None)

@@ -225,8 +225,10 @@ def test_syncs_in_between_change_nothing(spans, cuts):
 @given(st.lists(st.tuples(st.integers(0, 60), st.sampled_from([0, 1, 137])), max_size=8, unique_by=lambda x: x[0]))
 def test_each_error_is_reported_once(spans):
     ends = [end(seconds, code=code) for seconds, code in spans]
-    told = newly_failed(ConsecutiveFailures(), ends, known=None)
-    assert sorted(each.container_id for each in told) == sorted(each.container_id for each in ends if each.code != 137)
+    reported = newly_failed(ConsecutiveFailures(), ends, known=None)
+    assert sorted(each.container_id for each in reported) == sorted(
+        each.container_id for each in ends if each.code != 137
+    )
     assert newly_failed(ConsecutiveFailures(), ends, known={each.container_id for each in ends}) == []
 
 

@@ -167,8 +167,8 @@ class Cluster(RuleBasedStateMachine):
     def check(self, view: State, decision: ScalingDecision) -> None:
         """Check what a decision must never do, given the view that it was made from."""
         alive = [found for found in view.pods.values() if not (found.ended or found.deleting or found.lost)]
-        told = {found.index for found in alive if found.index in view.drain}
-        assert told <= set(decision.drain), (
+        reported = {found.index for found in alive if found.index in view.drain}
+        assert reported <= set(decision.drain), (
             "a trainer that was drained may be exiting: another one must not be drained instead"
         )
         new = {found.index for found in alive if found.works and found.index in set(decision.drain) - set(view.drain)}

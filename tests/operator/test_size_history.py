@@ -27,7 +27,7 @@ def sized(**trainer):
     return job(trainer={"minReplicas": 2, "maxReplicas": 4} | trainer)
 
 
-def told(of, desired, *, before=None, facts=DECIDED, now=NOW):
+def reported(of, desired, *, before=None, facts=DECIDED, now=NOW):
     """Return the last entry after this observation: before, after, cause and by; None: nothing was added."""
     before = before if before is not None else Status()
     found = history_after(before, of, desired, facts, now)
@@ -56,13 +56,13 @@ def after(*changes, **more):
     ],
 )  # fmt: skip
 def test_the_first_number_is_recorded_with_its_cause_and_who_asked(of, desired, facts, entry):
-    assert told(of, desired, facts=facts) == entry
+    assert reported(of, desired, facts=facts) == entry
 
 
 def test_a_pinned_job_without_room_was_changed_by_the_autoscaler():
     queued = replace(PLANNED, reason="waits for room for 3 trainers")
     before = after((0, 3, "pinned by spec.trainer.replicas"))
-    assert told(sized(replicas=3), 0, before=before, facts=queued) == (
+    assert reported(sized(replicas=3), 0, before=before, facts=queued) == (
         3,
         0,
         "waits for room for 3 trainers",
@@ -73,32 +73,32 @@ def test_a_pinned_job_without_room_was_changed_by_the_autoscaler():
 def test_suspending_and_resuming_are_recorded_as_such():
     running = after((0, 2, "at spec.trainer.minReplicas"))
     suspended = job(suspend=True)
-    assert told(suspended, 0, before=running) == (2, 0, "suspended", "kubectl")
+    assert reported(suspended, 0, before=running) == (2, 0, "suspended", "kubectl")
     paused = after((0, 2, "at spec.trainer.minReplicas"), (2, 0, "suspended"))
-    assert told(suspended, 0, before=paused) is None
-    assert told(sized(), 2, before=paused) == (0, 2, "resumed", "kubectl")
-    assert told(sized(), 4, before=paused, facts=PLANNED) == (0, 4, "resumed", "kubectl")
+    assert reported(suspended, 0, before=paused) is None
+    assert reported(sized(), 2, before=paused) == (0, 2, "resumed", "kubectl")
+    assert reported(sized(), 4, before=paused, facts=PLANNED) == (0, 4, "resumed", "kubectl")
     queued = after((2, 0, "waits for room"))
-    assert told(sized(), 2, before=queued, facts=PLANNED) == (0, 2, "at spec.trainer.minReplicas", "autoscaler")
+    assert reported(sized(), 2, before=queued, facts=PLANNED) == (0, 2, "at spec.trainer.minReplicas", "autoscaler")
 
 
 def test_a_job_that_was_created_suspended_is_resumed_with_its_first_trainers():
     condition = Condition(type=ConditionType.SUSPENDED, status="False", reason=Reason.RESUMED, last_transition_time=NOW)
-    assert told(job(suspend=True), 0) is None
-    assert told(sized(), 2, before=Status(conditions=[condition])) == (0, 2, "resumed", "kubectl")
+    assert reported(job(suspend=True), 0) is None
+    assert reported(sized(), 2, before=Status(conditions=[condition])) == (0, 2, "resumed", "kubectl")
 
 
 def test_a_number_that_is_not_decided_yet_is_not_recorded():
     before = after((0, 3, "x"), trainers=TrainersStatus(desired=3, min=2, max=4))
     waits = replace(KNOWN, planned=None, reason="waits for the autoscaler's next plan")
-    assert told(sized(), 4, before=before, facts=waits) is None
-    assert told(sized(), 3, before=before, facts=PLANNED) is None, "the number before is that of the last entry"
+    assert reported(sized(), 4, before=before, facts=waits) is None
+    assert reported(sized(), 3, before=before, facts=PLANNED) is None, "the number before is that of the last entry"
 
 
 def test_the_status_of_an_operator_without_a_history_is_continued():
     before = Status(trainers=TrainersStatus(desired=3, min=2, max=4))
-    assert told(sized(), 3, before=before) is None
-    assert told(sized(replicas=4), 4, before=before) == (3, 4, "pinned by spec.trainer.replicas", "kubectl")
+    assert reported(sized(), 3, before=before) is None
+    assert reported(sized(replicas=4), 4, before=before) == (3, 4, "pinned by spec.trainer.replicas", "kubectl")
 
 
 def test_a_change_is_written_at_once_and_needs_no_write_of_its_own():

@@ -186,8 +186,10 @@ class Job:
 
     def events(self) -> list[tuple[str, str]]:
         """Return reason and note of each event of the job, in order."""
-        told = [each for each in self.world.list("Event") if each.get("reportingController") == "shoal.dev/operator"]
-        mine = [each for each in told if each["regarding"]["name"] == self.name]
+        reported = [
+            each for each in self.world.list("Event") if each.get("reportingController") == "shoal.dev/operator"
+        ]
+        mine = [each for each in reported if each["regarding"]["name"] == self.name]
         return [(each["reason"], each["note"]) for each in sorted(mine, key=lambda each: each["eventTime"])]
 
     # --- Waits ---

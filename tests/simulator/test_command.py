@@ -66,17 +66,17 @@ def test_policies_are_compared_in_columns(small, capsys):
 
 def test_all_policies_are_compared_unless_some_are_named(small, capsys):
     assert main(["--trace", small, "--output", "json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["trace"] == small
-    assert [each["policy"] for each in told["policies"]] == list(POLICIES)
+    reported = json.loads(capsys.readouterr().out)
+    assert reported["trace"] == small
+    assert [each["policy"] for each in reported["policies"]] == list(POLICIES)
 
 
 def test_the_keys_of_the_json_are_stable(small, capsys):
     assert main(["--trace", small, "--policy", "fixed", "--output", "json"]) == 0
-    (told,) = json.loads(capsys.readouterr().out)["policies"]
-    assert list(told) == KEYS
-    assert list(told["requested"]) == ["cpu"]
-    assert list(told["jain_index_by_priority"]) == ["-2", "-5"]
+    (reported,) = json.loads(capsys.readouterr().out)["policies"]
+    assert list(reported) == KEYS
+    assert list(reported["requested"]) == ["cpu"]
+    assert list(reported["jain_index_by_priority"]) == ["-2", "-5"]
 
 
 def test_jobs_that_do_not_end_are_named_below_the_table(tmp_path, capsys):
@@ -144,9 +144,9 @@ def watched(stream) -> str:
 
 
 def test_progress_is_shown_on_a_terminal_only_and_erased_at_the_end():
-    told = watched(Terminal())
-    assert told.startswith("\rfixed: 0 s, 0 of 2 jobs ended\r")
-    assert told.endswith(" \r")
+    reported = watched(Terminal())
+    assert reported.startswith("\rfixed: 0 s, 0 of 2 jobs ended\r")
+    assert reported.endswith(" \r")
     assert watched(io.StringIO()) == ""
 
 

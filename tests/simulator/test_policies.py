@@ -101,9 +101,9 @@ class TestAncestor:
             Ancestor(), view(job("a", 1, 9, shape=0), known=known, nodes=(5, 5), free=[2, 2], shapes=((3, 1, 0),))
         ) == {"a": 1}
 
-    @pytest.mark.parametrize("trouble", [{"pending": 1}, {"leaving": 1}])
-    def test_jobs_with_a_pending_or_leaving_trainer_are_skipped(self, trouble):
-        known = {"a": seen(3, **trouble), "b": seen(3)}
+    @pytest.mark.parametrize("problem", [{"pending": 1}, {"leaving": 1}])
+    def test_jobs_with_a_pending_or_leaving_trainer_are_skipped(self, problem):
+        known = {"a": seen(3, **problem), "b": seen(3)}
         assert counts(Ancestor(), view(job("a", 1, 9), job("b", 1, 9), known=known, free=[90])) == {"b": 9}
 
     def test_every_job_is_considered_if_one_has_only_pending_trainers(self):

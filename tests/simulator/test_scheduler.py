@@ -132,10 +132,10 @@ def test_a_pod_that_fits_nowhere_evicts_nothing():
 @pytest.mark.parametrize("cores", [1, 2, 4])
 def test_terminating_pods_occupy_their_room_until_they_are_removed(cores):
     bench = Bench(nodes=1)
-    leaver = bench.trainer(4, node=0)
-    bench.cluster.begin_deletion(leaver)
+    victim_ = bench.trainer(4, node=0)
+    bench.cluster.begin_deletion(victim_)
     pod = bench.pod(cores, preempts=False)
     assert bench.run() == []
-    bench.cluster.remove(leaver)
+    bench.cluster.remove(victim_)
     assert bench.run() == [pod]
     assert not bench.cluster.leaving.any()

@@ -9,8 +9,8 @@ from tests.etcds import run_etcd
 class Told(list):
     """Callback that records its arguments."""
 
-    def __call__(self, *told):
-        self.append(told if len(told) > 1 else told[0])
+    def __call__(self, *reported):
+        self.append(reported if len(reported) > 1 else reported[0])
 
 
 @pytest.fixture
@@ -20,14 +20,14 @@ def etcd(tmp_path):
 
 
 @pytest.fixture
-def told():
+def reported():
     """The calls of the store's callbacks: ``told["trouble"]`` and ``told["forgot"]``."""
     return {"trouble": Told(), "forgot": Told()}
 
 
 @pytest.fixture
-def store(etcd, told):
+def store(etcd, reported):
     with Store.connect(
-        etcd.endpoint, prefix="/shoal/", on_error=told["trouble"], on_history_lost=told["forgot"]
+        etcd.endpoint, prefix="/shoal/", on_error=reported["trouble"], on_history_lost=reported["forgot"]
     ) as store:
         yield store

@@ -42,7 +42,7 @@ def put(store, name, value=b""):
     return store.transact([], [Put(f"/shoal/{name}", value)])
 
 
-def test_a_restart_forgets_nothing(store, etcd, told):
+def test_a_restart_forgets_nothing(store, etcd, reported):
     follower = Follower(store)
     put(store, "a")
     eventually(lambda: "/shoal/a" in follower.values, what="the first key")
@@ -54,10 +54,10 @@ def test_a_restart_forgets_nothing(store, etcd, told):
     eventually(lambda: follower.agrees_with(store), what="agreement")
     assert [event.key for event in follower.events if event.key != "/shoal/a"] == ["/shoal/b", "/shoal/c"]
     assert len(follower.resets) == 1
-    assert not told["forgot"]
+    assert not reported["forgot"]
 
 
-def test_an_older_copy_is_noticed(store, etcd, told):
+def test_an_older_copy_is_noticed(store, etcd, reported):
     follower = Follower(store)
     put(store, "a")
     copy = etcd.copy()
@@ -66,14 +66,14 @@ def test_an_older_copy_is_noticed(store, etcd, told):
     eventually(lambda: "/shoal/lost/9" in follower.values, what="the last event")
     etcd.replace_by(copy)
     assert put(store, "b").forgot
-    assert len(told["forgot"]) == 1
+    assert len(reported["forgot"]) == 1
     eventually(lambda: follower.agrees_with(store), what="agreement")
     assert set(follower.values) == {"/shoal/a", "/shoal/b"}
     assert "lost" in follower.resets[-1]
     assert not put(store, "c").forgot
 
 
-def test_an_older_copy_that_others_wrote_to_is_noticed(store, etcd, told):
+def test_an_older_copy_that_others_wrote_to_is_noticed(store, etcd, reported):
     """An older copy whose revision is higher than the last one seen is detected by the witness alone."""
     put(store, "a")
     copy = etcd.copy()
@@ -81,7 +81,7 @@ def test_an_older_copy_that_others_wrote_to_is_noticed(store, etcd, told):
     follower = Follower(store, from_revision=None)
     eventually(lambda: follower.resets, what="the first reading")
     etcd.kill()
-    eventually(lambda: told["trouble"], what="word of trouble")
+    eventually(lambda: reported["trouble"], what="word of trouble")
     # Other clients write first, while the store cannot connect.
     etcd.server.folder.rename(away := etcd.server.folder.with_name("elsewhere"))
     etcd.server.folder = away
@@ -100,14 +100,14 @@ def test_an_older_copy_that_others_wrote_to_is_noticed(store, etcd, told):
     assert set(follower.values) == {"/shoal/a", "/shoal/b"}
 
 
-def test_a_wiped_etcd_is_noticed(store, etcd, told):
+def test_a_wiped_etcd_is_noticed(store, etcd, reported):
     follower = Follower(store)
     for number in range(5):
         put(store, str(number))
     eventually(lambda: len(follower.values) == 5, what="the events")
     etcd.wipe()
     assert store.get_prefix("/shoal/").pairs == []
-    assert len(told["forgot"]) == 1
+    assert len(reported["forgot"]) == 1
     eventually(lambda: len(follower.resets) == 2, what="a second reading")
     assert follower.values == {}
     put(store, "new")
@@ -151,7 +151,7 @@ def test_closing_the_store_ends_its_watches(store, etcd):
 
 
 @pytest.mark.slow
-def test_every_acknowledged_write_survives_kills_under_a_stream_of_them(store, etcd, told):
+def test_every_acknowledged_write_survives_kills_under_a_stream_of_them(store, etcd, reported):
     """Every acknowledged write survives kills of etcd, or its loss is noticed.
 
     The writes are guarded by the election key, as the master's are; each writes its number to its own key and to a common one.
@@ -187,11 +187,11 @@ def test_every_acknowledged_write_survives_kills_under_a_stream_of_them(store, e
     assert pairs.items() <= written.items()
     revisions = [made.revision for made in acknowledged]
     # etcd 3.5.1 may lose the last writes when it is killed; the store always notices the loss.
-    if not told["forgot"]:
+    if not reported["forgot"]:
         assert pairs == written
         assert revisions == sorted(set(revisions))
     eventually(lambda: follower.agrees_with(store), what="agreement")
-    assert len(follower.resets) == 1 + bool(told["forgot"])
+    assert len(follower.resets) == 1 + bool(reported["forgot"])
 
 
 @pytest.mark.slow
@@ -205,7 +205,7 @@ def test_a_guarded_writer_stops_when_etcd_forgot_its_election(store, etcd):
 
 
 @pytest.mark.slow
-def test_forgetting_again_and_again(store, etcd, told):
+def test_forgetting_again_and_again(store, etcd, reported):
     """Each loss is noticed although the same copy is restored each time, so that election terms and revisions repeat."""
     follower = Follower(store)
     put(store, "kept")
@@ -218,4 +218,4 @@ def test_forgetting_again_and_again(store, etcd, told):
         assert put(store, f"after/{number}").forgot
         eventually(lambda: follower.agrees_with(store), what="agreement")
         assert set(follower.values) == {"/shoal/kept", f"/shoal/after/{number}"}
-    assert len(told["forgot"]) == 4
+    assert len(reported["forgot"]) == 4

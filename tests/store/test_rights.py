@@ -21,9 +21,9 @@ def guarded(etcd):
 
 
 def test_a_user_works_within_its_prefix_through_restarts(guarded):
-    events, troubles = [], []
+    events, problems = [], []
     with Store.connect(
-        guarded.endpoint, prefix=PREFIX, credentials=Credentials("job", PASSWORD), on_error=troubles.append
+        guarded.endpoint, prefix=PREFIX, credentials=Credentials("job", PASSWORD), on_error=problems.append
     ) as store:
         store.watch(PREFIX, from_revision=2, on_events=events.extend, on_reset=lambda listing, reason: None)
         for number in range(3):
@@ -32,7 +32,7 @@ def test_a_user_works_within_its_prefix_through_restarts(guarded):
             # A restart invalidates the tokens.
             guarded.restart()
         assert len(store.get_prefix(PREFIX).pairs) == 3
-    assert PASSWORD not in str(troubles)
+    assert PASSWORD not in str(problems)
 
 
 def test_what_lies_outside_is_refused(guarded):
