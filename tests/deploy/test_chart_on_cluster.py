@@ -51,7 +51,8 @@ def helm(own_cluster, tmp_path):
     # The definition stays and belongs to the next installation, too, as its release has the same name and namespace.
     if own_cluster.kubectl("get", CRD, "--ignore-not-found"):
         own_cluster.kubectl("delete", "trainingjobs", "--all", "--all-namespaces", "--timeout=60s")
-    own_cluster.kubectl("delete", "persistentvolumeclaims", "--all", "--all-namespaces", "--wait=false")
+    # A claim goes after its pods; the next etcd would otherwise begin with a claim that is being deleted.
+    own_cluster.kubectl("delete", "persistentvolumeclaims", "--all", "--all-namespaces", "--timeout=120s")
 
 
 def install(helm, namespace=SYSTEM, *more, values=None, name="shoal"):
