@@ -167,7 +167,7 @@ def _begins_to_make_room(world, patient):
     world.until(lambda: len(world.masters.members(uid)) == TWO_NODES, "the master to know all")
     world.masters.slow.add(uid)
     web(world, 3, **patient)
-    world.until(lambda: world.masters.desired_drain(uid), "somebody to be told")
+    world.until(lambda: world.masters.desired_drain(uid), "a drain request")
 
 
 def _has_made_room(world):

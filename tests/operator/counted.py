@@ -25,6 +25,6 @@ def count(into: Path) -> None:
 
 
 if __name__ == "__main__":
-    Kube.connect.__func__.__kwdefaults__["timeout_seconds"] = float(os.environ.get("PATIENCE", "30"))
+    Kube.connect.__func__.__kwdefaults__["timeout_seconds"] = float(os.environ.get("REQUEST_TIMEOUT", "30"))
     count(Path(os.environ["COUNT_INTO"]))
     sys.exit(main())

@@ -100,7 +100,7 @@ def test_an_api_server_that_is_killed_while_a_job_scales(team):
 
 def test_an_api_server_unreachable_for_longer_than_the_timeout(team, monkeypatch):
     # The default timeout is longer than the time after which Kubernetes takes silent nodes for dead.
-    monkeypatch.setenv("PATIENCE", "2")
+    monkeypatch.setenv("REQUEST_TIMEOUT", "2")
     operator = begin(team, lease=False)
     before = team.uids()
     team.cluster.kill("kube-apiserver")

@@ -67,14 +67,14 @@ FACTS = st.builds(
     planned=st.sampled_from([None, False, True]), requested_by=st.sampled_from(["", "kubectl"]),
     autoscaled=st.sampled_from([None, (Reason.FOLLOWING, ""), (Reason.CONFIG_REFUSED, "line 1"), (Reason.CONFIG_REFUSED, "line 2")]),
 )  # fmt: skip
-TROUBLE = st.builds(
+PROBLEM = st.builds(
     PodProblem, st.sampled_from(["master", "trainer", "?"]), st.sampled_from(sorted(NAMES)),
     st.sampled_from(["Unschedulable", "ErrImagePull", "OOMKilled", "Odd"]), st.sampled_from(["", "exceeded quota: x"]),
 )  # fmt: skip
 LOOKS = st.fixed_dictionaries(
     {
         "seen": often(WELL, SEEN, SEEN, SEEN, SEEN, SEEN, SEEN, st.just(Observed())), "of": often(job(), st.just(SUSPENDED)),
-        "generation": often(2, st.integers(1, 3)), "desired": often(3, FEW), "problems": st.lists(TROUBLE, max_size=2),
+        "generation": often(2, st.integers(1, 3)), "desired": often(3, FEW), "problems": st.lists(PROBLEM, max_size=2),
         "refused": often("", st.sampled_from(["InvalidTemplate: no", "no"])), "now": TIMES, "facts": FACTS,
     }
 )  # fmt: skip

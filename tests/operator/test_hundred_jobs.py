@@ -47,4 +47,6 @@ def test_a_hundred_jobs_of_ten_trainers(crowd):
             pause=0.5,
         )
     with Store.connect(crowd.etcd.endpoint, prefix=ALL_JOBS) as etcd:
-        crowd.until(lambda: not etcd.get_groups(ALL_JOBS, parts=3), "the garbage collection in etcd", seconds=SECONDS, pause=0.5)
+        crowd.until(
+            lambda: not etcd.get_groups(ALL_JOBS, parts=3), "the garbage collection in etcd", seconds=SECONDS, pause=0.5
+        )

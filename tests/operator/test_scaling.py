@@ -20,13 +20,13 @@ def pod(index: int, **state) -> TrainerPod:
 CASES = {
     "none yet": (2, [], [], ScalingDecision((), (CreateTrainer(0), CreateTrainer(1)), publish=False)),
     "as wanted": (2, [pod(0), pod(1)], [], ScalingDecision((), (), publish=False)),
-    "the highest leaves, told first": (1, [pod(0), pod(1)], [], ScalingDecision((1,), (), publish=True)),
-    "told already": (1, [pod(0), pod(1)], [1], ScalingDecision((1,), (), publish=False)),
+    "the highest leaves, with its drain published first": (1, [pod(0), pod(1)], [], ScalingDecision((1,), (), publish=True)),
+    "its drain is published already": (1, [pod(0), pod(1)], [1], ScalingDecision((1,), (), publish=False)),
     "it has left": (1, [pod(0), pod(1, works=False)], [1], ScalingDecision((1,), (DeleteTrainer(1, "u1"),), publish=False)),
     "it has ended": (1, [pod(0), pod(1, ended=True)], [1], ScalingDecision((), (DeleteTrainer(1, "u1"),), publish=True)),
     "one that does not work yet goes first": (1, [pod(0, works=False), pod(1)], [], ScalingDecision((0,), (DeleteTrainer(0, "u0"),), publish=True)),
-    "wanted again, but told": (2, [pod(0), pod(1)], [1], ScalingDecision((1,), (), publish=False)),
-    "its index is told still": (2, [pod(0)], [1], ScalingDecision((), (), publish=True)),
+    "desired again, but drained": (2, [pod(0), pod(1)], [1], ScalingDecision((1,), (), publish=False)),
+    "its index is drained still": (2, [pod(0)], [1], ScalingDecision((), (), publish=True)),
     "its index is free": (2, [pod(0)], [], ScalingDecision((), (CreateTrainer(1),), publish=False)),
     "a hole is filled": (3, [pod(0), pod(2)], [], ScalingDecision((), (CreateTrainer(1),), publish=False)),
     "not above what is wanted": (2, [pod(1), pod(2)], [], ScalingDecision((), (), publish=False)),
@@ -94,7 +94,7 @@ RANKS = {
     "the first left": ("-s", 1, 1, [], set()),
     "the first of two left": ("-ss", 1, 2, [], {1}),
     "the first comes again": ("-ms", 2, 3, [], set()),
-    "the first is told to leave": ("mss", 1, 1, [0], {1}),
+    "the first is drained": ("mss", 1, 1, [0], {1}),
 }  # fmt: skip
 
 
@@ -128,7 +128,7 @@ class Cluster(RuleBasedStateMachine):
         self.templates: dict[str, int] = {}
         self.most_desired = desired
         self.first_seen = 0
-        """Views from before the last change of wishes say nothing about how many there may be."""
+        """Observations from before the last change of the desired number say nothing about how many there may be."""
 
     def seen(self) -> None:
         self.views.append(State({i: self.fresh(p) for i, p in self.now.pods.items()}, self.now.drain))

@@ -6,7 +6,7 @@ from shoal.store import Store
 from tests.etcds import run_etcd
 
 
-class Told(list):
+class Calls(list):
     """Callback that records its arguments."""
 
     def __call__(self, *reported):
@@ -21,13 +21,13 @@ def etcd(tmp_path):
 
 @pytest.fixture
 def reported():
-    """The calls of the store's callbacks: ``told["trouble"]`` and ``told["forgot"]``."""
-    return {"trouble": Told(), "forgot": Told()}
+    """The calls of the store's callbacks: ``reported["error"]`` and ``reported["forgot"]``."""
+    return {"error": Calls(), "forgot": Calls()}
 
 
 @pytest.fixture
 def store(etcd, reported):
     with Store.connect(
-        etcd.endpoint, prefix="/shoal/", on_error=reported["trouble"], on_history_lost=reported["forgot"]
+        etcd.endpoint, prefix="/shoal/", on_error=reported["error"], on_history_lost=reported["forgot"]
     ) as store:
         yield store

@@ -81,7 +81,7 @@ def test_an_older_copy_that_others_wrote_to_is_noticed(store, etcd, reported):
     follower = Follower(store, from_revision=None)
     eventually(lambda: follower.resets, what="the first reading")
     etcd.kill()
-    eventually(lambda: reported["trouble"], what="word of trouble")
+    eventually(lambda: reported["error"], what="an error")
     # Other clients write first, while the store cannot connect.
     etcd.server.folder.rename(away := etcd.server.folder.with_name("elsewhere"))
     etcd.server.folder = away

@@ -108,10 +108,10 @@ def test_an_unreachable_etcd_is_reported_with_address_and_fix():
 
 def test_a_member_that_is_down_costs_one_try(etcd, reported):
     endpoints = f"127.0.0.1:1,{etcd.endpoint}"
-    with Store.connect(endpoints, prefix="/shoal/", on_error=reported["trouble"]) as store:
+    with Store.connect(endpoints, prefix="/shoal/", on_error=reported["error"]) as store:
         assert store.transact([], [Put(KEY, b"")]).succeeded
-    assert len(reported["trouble"]) == 1
-    assert "127.0.0.1:1" in reported["trouble"][0]
+    assert len(reported["error"]) == 1
+    assert "127.0.0.1:1" in reported["error"][0]
 
 
 def test_no_password_in_any_repr(etcd):
@@ -125,11 +125,11 @@ def test_no_password_in_any_repr(etcd):
 def test_close_ends_a_call_that_waits_for_an_unreachable_etcd(store, etcd, reported):
     etcd.kill()
     ends = _ends_of_a_call(store)
-    eventually(lambda: reported["trouble"], what="word of trouble")
+    eventually(lambda: reported["error"], what="an error")
     store.close()
     ends["thread"].join()
     assert isinstance(ends["error"], StoreClosedError)
-    assert etcd.endpoint in reported["trouble"][0]
+    assert etcd.endpoint in reported["error"][0]
 
 
 def test_close_ends_a_call_that_waits_for_a_hanging_etcd(store, etcd):

@@ -1,6 +1,6 @@
 """Rebalancing within a class: a job without room takes trainers of jobs whose share does not fall below its own.
 
-One sweep tries each shape once, in the order of the smallest share. Of each shape only the job with the smallest share is
+One pass tries each shape once, in the order of the smallest share. Of each shape only the job with the smallest share is
 tried: a job with a larger share cannot have more givers.
 """
 
@@ -66,7 +66,7 @@ class Rebalance:
         self._changed_clock = -1
 
     def trades(self, jobs: Counts, *, moves: int, cool_down: float) -> Iterator[int]:
-        """Make one sweep over all shapes of a class; yield the number of given trainers after each trade.
+        """Make one pass over all shapes of a class; yield the number of given trainers after each trade.
 
         Args:
             jobs: Jobs of the class.

@@ -5,7 +5,7 @@ of the script. A committed task shows that the script works and resets the count
 ``_STEADY_SECONDS`` of a start: a script that always fails early commits some tasks too. The job's status stores the count, so
 it survives a restart of the operator.
 
-**An evicted trainer is told apart from a failed one here.** The kubelet sets a reason in the status of a pod that it terminates;
+**An evicted trainer is distinguished from a failed one here.** The kubelet sets a reason in the status of a pod that it terminates;
 `ends_of` marks the end of such a pod, or of one that the caller names as terminated, with `asked`, and `is_error` does not count it.
 
 **Clocks of two machines are not compared.** Whether a task was committed after an error is decided by when this process
