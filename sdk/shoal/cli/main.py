@@ -163,8 +163,8 @@ def plan(
         form = output_format(output, "text", "json")
         from shoal.cli.jobs.plan import show_plan  # noqa: PLC0415
 
-        place = target(namespace=namespace, context=context, kubeconfig=kubeconfig)
-        show_plan(place.client(local=False).plan(), output=form)
+        place = target(context=context, kubeconfig=kubeconfig)
+        show_plan(place.client(local=False).plan(namespace=namespace), output=form)
 
 
 @app.command(rich_help_panel=_INSPECT)

@@ -191,13 +191,16 @@ class AsyncClient:
         chosen = [each for each in found if wanted is None or each.state in wanted]
         return sorted(chosen, key=lambda each: (each.namespace, each.name))
 
-    async def plan(self) -> Plan:
+    async def plan(self, *, namespace: str = "shoal-system") -> Plan:
         """Return the autoscaler's last plan.
+
+        Args:
+            namespace: Namespace of Shoal's operator. Default: ``shoal-system``.
 
         Raises:
             NotFoundError: There is no autoscaler.
         """
-        found: Plan = await self._backend.plan()
+        found: Plan = await self._backend.plan(namespace)
         return found
 
 

@@ -112,8 +112,8 @@ class Backend(Protocol):
     async def fetch(self, key: JobKey, name: str, target: Path, on_progress: Callable[[int, int], None]) -> None:
         """Copy a file that the job wrote to `target`, which does not exist yet; report bytes done and in all."""
 
-    async def plan(self) -> Any:
-        """Return the autoscaler's last plan."""
+    async def plan(self, namespace: str) -> Any:
+        """Return the last plan of the autoscaler whose operator runs in a namespace."""
 
     async def close(self) -> None:
         """Close all connections."""

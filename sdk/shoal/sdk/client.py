@@ -222,13 +222,16 @@ class Client:
         """Return the state of all jobs, by namespace and name; the arguments are those of `AsyncClient.list`."""
         return self._loop.run(self._client.list(state=state, labels=labels, all_namespaces=all_namespaces))
 
-    def plan(self) -> Plan:
+    def plan(self, *, namespace: str = "shoal-system") -> Plan:
         """Return the autoscaler's last plan.
+
+        Args:
+            namespace: Namespace of Shoal's operator. Default: ``shoal-system``.
 
         Raises:
             NotFoundError: There is no autoscaler.
         """
-        return self._loop.run(self._client.plan())
+        return self._loop.run(self._client.plan(namespace=namespace))
 
 
 class Job:

@@ -42,10 +42,7 @@ def show_top(place: Target, *, all_namespaces: bool, once: bool) -> None:
     if not once and not console.is_terminal:
         raise CommandError("`shoal top` needs a terminal; in a pipe use --once, or `shoal list --watch`")
     client = place.client(local=place.local)
-    system = (
-        None if place.local else Target(context=place.context, kubeconfig=place.kubeconfig, namespace="shoal-system")
-    )
-    planner = system.client(local=False) if system is not None else None
+    planner = None if place.local else client
     if once:
         console.print(_screen(client, planner, all_namespaces=all_namespaces))
         return

@@ -36,7 +36,6 @@ _MANAGER: Final = "shoal-sdk"
 _UNAUTHORIZED: Final = 401
 _UNREACHABLE_SECONDS: Final = 300.0
 """Time without an API server after which a watch gives up. Seconds."""
-_OPERATOR_NAMESPACE: Final = "shoal-system"
 _METRICS_KEY: Final = "metrics.json"
 _CONFLICT_TRIES: Final = 5
 _CONFLICT_SECONDS: Final = 0.5
@@ -389,9 +388,8 @@ class ClusterBackend:
         job = await self._get(key)
         await fetch_file(await self.kube(), job, name, target, on_progress)
 
-    async def plan(self) -> Plan:
-        """Return the autoscaler's last plan, of the namespace of Shoal's operator."""
-        namespace = self._named_namespace or _OPERATOR_NAMESPACE
+    async def plan(self, namespace: str) -> Plan:
+        """Return the autoscaler's last plan, from the namespace of Shoal's operator."""
         found = await self._call(
             f"plan in namespace {namespace}",
             lambda kube: kube.get("ConfigMap", PLAN_NAME, namespace=namespace),

@@ -374,8 +374,9 @@ class LocalBackend:
             raise FetchError(f"{path} {there}; job.save writes it when the script calls it, or at the job's end")
         return path
 
-    async def plan(self) -> Any:
+    async def plan(self, namespace: str) -> Any:
         """Raise an error: one machine has no autoscaler."""
+        del namespace
         raise ShoalError(
             "one machine has no autoscaler, so there is no plan; set the number of trainers by job.scale()"
         )
