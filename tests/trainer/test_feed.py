@@ -485,6 +485,9 @@ def test_workers_live_as_long_as_in_a_plain_loop(made, persistent):
     assert not workers_now()
 
 
+# Torch raises that error in a signal handler, between any two steps of the interpreter: a socket that multiprocessing has just
+# opened may then have no owner that closes it.
+@pytest.mark.filterwarnings("ignore:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("persistent", [False, True])
 def test_a_worker_that_is_killed_is_torchs_error_and_no_batch_is_lost(made, persistent):
     class Killed(Numbers):

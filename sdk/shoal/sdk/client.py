@@ -41,11 +41,7 @@ class _Loop:
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._lock = threading.Lock()
-
-    @property
-    def is_started(self) -> bool:
-        """Whether the thread runs."""
-        return self._loop is not None
+        self._thread = 0
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine to its end; an interrupt of the calling thread cancels it."""
@@ -69,21 +65,36 @@ class _Loop:
                 yield value
         finally:
             # The thread does not run any more when the interpreter ends, or after `stop`, which has closed the iterator.
-            if self._loop is not None and not sys.is_finalizing():
-                self.run(_close(values))
+            self.finish(_close(values))
 
-    def stop(self) -> None:
-        """End the thread."""
-        with self._lock:
-            if self._loop is not None:
-                self._loop.call_soon_threadsafe(self._loop.stop)
-                self._loop = None
+    def finish(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        """Run a coroutine that closes something, if the thread runs.
+
+        The garbage collector may call this in the loop's own thread, which cannot wait for itself.
+        """
+        loop = self._loop
+        if loop is None or sys.is_finalizing():
+            coroutine.close()
+        elif threading.get_ident() == self._thread:
+            asyncio.ensure_future(coroutine, loop=loop)
+        else:
+            self.run(coroutine)
+
+    async def end(self, client: AsyncClient) -> None:
+        """Close a client, and end the thread."""
+        try:
+            await client.close()
+        finally:
+            loop, self._loop = asyncio.get_running_loop(), None
+            loop.call_soon(loop.stop)
 
     def _started(self) -> asyncio.AbstractEventLoop:
         with self._lock:
             if self._loop is None:
                 loop = asyncio.new_event_loop()
-                threading.Thread(target=_serve, args=(loop,), name="shoal-client", daemon=True).start()
+                thread = threading.Thread(target=_serve, args=(loop,), name="shoal-client", daemon=True)
+                thread.start()
+                self._thread = thread.ident or 0
                 self._loop = loop
             return self._loop
 
@@ -110,9 +121,7 @@ async def _close(values: AsyncIterator[Any]) -> None:
 
 
 def _end(loop: _Loop, client: AsyncClient) -> None:
-    if loop.is_started:
-        loop.run(client.close())
-        loop.stop()
+    loop.finish(loop.end(client))
 
 
 class Client:
