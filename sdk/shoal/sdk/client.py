@@ -42,6 +42,7 @@ class _Loop:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._lock = threading.Lock()
         self._thread = 0
+        self._closing: set[asyncio.Future[None]] = set()
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine to its end; an interrupt of the calling thread cancels it."""
@@ -76,7 +77,9 @@ class _Loop:
         if loop is None or sys.is_finalizing():
             coroutine.close()
         elif threading.get_ident() == self._thread:
-            asyncio.ensure_future(coroutine, loop=loop)
+            task = asyncio.ensure_future(coroutine, loop=loop)
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
         else:
             self.run(coroutine)
 
