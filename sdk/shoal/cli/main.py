@@ -199,7 +199,7 @@ def status(
         else:
             from shoal.cli.jobs.actions import show_job  # noqa: PLC0415
 
-            show_job(place.job(name), output=output_format(output, "text", "name", "json", "yaml"))
+            show_job(place.job(name, local=False), output=output_format(output, "text", "name", "json", "yaml"))
 
 
 @app.command(rich_help_panel=_INSPECT)
@@ -231,7 +231,8 @@ def scale(
         if number is not None and trainers is not None:
             raise CommandError("N and --trainers are the same option; give one of them")
         wanted = number if number is not None else trainers
-        if place.is_here(name) and low is None and high is None:
+        is_here = place.is_here(name)
+        if is_here and low is None and high is None:
             from shoal.cli.local.scale import scale_job  # noqa: PLC0415
 
             scale_job(name, state, trainers=wanted, auto=auto)
@@ -239,7 +240,7 @@ def scale(
             from shoal.cli.jobs.actions import change_size, check_size  # noqa: PLC0415
 
             check_size(trainers=wanted, auto=auto, low=low, high=high)
-            change_size(place.job(name), trainers=wanted, auto=auto, low=low, high=high)
+            change_size(place.job(name, local=is_here), trainers=wanted, auto=auto, low=low, high=high)
 
 
 @app.command(rich_help_panel=_INSPECT)
@@ -278,7 +279,9 @@ def logs(
         else:
             from shoal.cli.jobs.logs import print_logs  # noqa: PLC0415
 
-            print_logs(place.job(name), process=process, follow=follow, tail=tail, since=since, previous=previous)
+            print_logs(
+                place.job(name, local=False), process=process, follow=follow, tail=tail, since=since, previous=previous
+            )
 
 
 @app.command(rich_help_panel=_OTHER)

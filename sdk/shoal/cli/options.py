@@ -127,8 +127,12 @@ class Target:
         except ImportError as error:
             raise CommandError(f"{error}; install it: pip install 'shoal[cluster]'") from None
 
-    def job(self, name: str) -> Job:
+    def job(self, name: str, *, local: bool | None = None) -> Job:
         """Return a job by its name: one on this machine, else one of the cluster.
+
+        Args:
+            name: Name of the job.
+            local: Whether it is on this machine, where the caller has decided that. Default: None, decided here.
 
         Raises:
             CommandError: There is no such job here, and no cluster is configured.
@@ -136,7 +140,7 @@ class Target:
         """
         from shoal.sdk.errors import NotConfiguredError  # noqa: PLC0415 - `--help` must start fast
 
-        is_here = self.is_here(name)
+        is_here = self.is_here(name) if local is None else local
         try:
             return self.client(local=is_here).get(name)
         except NotConfiguredError:
