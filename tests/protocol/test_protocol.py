@@ -115,7 +115,7 @@ def complete_without_last_snapshots(patch: pytest.MonkeyPatch) -> None:
             return
         newest = {slot: name for view in job.slots.views.values() for name in view.files for slot in view.files[name]}
         if len(newest) == job.settings.slots:
-            job.slots.safe = newest
+            job.slots.final_snapshots = newest
             self._complete(servers)
 
     patch.setattr(CompletionHandler, "check", check)
