@@ -33,7 +33,14 @@ class Shell:
         command = [sys.executable, "-m", "shoal.cli", arguments[0], *(self.place if place else []), *arguments[1:]]
         environment = {**os.environ, "SHOAL_STATE": str(self.folder / "state"), "COLUMNS": "200", **variables}
         return subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=self.folder
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+            cwd=self.folder,
+            # The tests themselves may run in the background of a shell, which ignores SIGINT there.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - it takes no lock
         )
 
     def __call__(self, *arguments, code=0, **options):

@@ -107,7 +107,7 @@ def test_a_crash_loop(shared, job, role, status):
     job.state("Running")
     (pod, *_) = job.pods(role)
     waiting = {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 10s restarting failed container"}}
-    kubelet.ended(shared, pod, 1, at=datetime.now(UTC), words="Traceback\nValueError: no", now=waiting)
+    kubelet.ended(shared, pod, 1, at=datetime.now(UTC), message="Traceback\nValueError: no", now=waiting)
     words = "exit code 1: ValueError: no; back-off 10s restarting failed container"
     job.has_condition("Running", status, "CrashLoop", f"{pod}: CrashLoopBackOff: {words}")
     assert job.short("Accepted") == ("True", "Valid")

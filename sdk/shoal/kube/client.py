@@ -23,7 +23,7 @@ from shoal.kube.errors import (
     error_of,
 )
 from shoal.kube.kinds import KINDS
-from shoal.kube.wire import TRY_SECONDS, Manifest, Wire, decode
+from shoal.kube.wire import TRY_SECONDS, Manifest, Wire, abandon, decode
 
 __all__ = ["Kube", "Listed"]
 
@@ -251,7 +251,7 @@ class Kube:
                     if count % _YIELD_EVERY == 0:
                         await asyncio.sleep(0)
             finally:
-                answer.close()
+                abandon(answer)
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
             raise KubeUnreachableError(f"the watch stream was interrupted: {error or type(error).__name__}") from error
 

@@ -14,7 +14,7 @@ from kubernetes.aio.stream import WsApiClient
 from shoal.kube.client import Kube
 from shoal.kube.errors import KubeError, KubeUnreachableError, error_of
 from shoal.kube.kinds import KINDS
-from shoal.kube.wire import TRY_SECONDS, decode
+from shoal.kube.wire import TRY_SECONDS, abandon, decode
 
 __all__ = ["CommandError", "command_output", "log_lines"]
 
@@ -82,7 +82,7 @@ async def log_lines(
                 time, _, text = line.partition(b" ")
                 yield time.decode("ascii", "replace"), text
         finally:
-            answer.close()
+            abandon(answer)
     except (aiohttp.ClientError, TimeoutError, OSError) as error:
         raise KubeUnreachableError(f"the log of {pod} was interrupted: {error or type(error).__name__}") from error
 

@@ -25,7 +25,7 @@ from kubernetes.aio.config import KUBE_CONFIG_DEFAULT_LOCATION, list_kube_config
 from shoal.kube.errors import KubeError, KubeFencedError, KubeUnconfiguredError, KubeUnreachableError, error_of
 from shoal.retry import BackOff
 
-__all__ = ["TRY_SECONDS", "Manifest", "Wire", "decode"]
+__all__ = ["TRY_SECONDS", "Manifest", "Wire", "abandon", "decode"]
 
 Manifest = dict[str, Any]
 
@@ -227,6 +227,17 @@ class Wire:
         return await self.client.call_api(
             method, url, headers, body, _request_timeout=limit or self._seconds_for(method)
         )
+
+
+def abandon(answer: aiohttp.ClientResponse) -> None:
+    """Close the connection of a stream that may not have ended, at once.
+
+    Closing alone would begin TLS's closing handshake, for which nothing waits: the socket would stay open after the client.
+    """
+    transport = answer.connection.transport if answer.connection is not None else None
+    answer.close()
+    if transport is not None:
+        transport.abort()
 
 
 def decode(text: bytes) -> Any:
