@@ -18,13 +18,13 @@ from pathlib import Path
 from rich.console import Console
 
 from shoal.local.view.live import render
-from shoal.local.view.status import JobStatus, read_status
+from shoal.local.view.status import RunStatus, read_status
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARE = 0.4
 
 
-def status(environment: dict[str, str]) -> JobStatus | None:
+def status(environment: dict[str, str]) -> RunStatus | None:
     """Return the job's status; None: the job has none yet."""
     command = [sys.executable, "-m", "shoal.cli", "status", "flights", "--output", "json"]
     done = subprocess.run(command, env=environment, capture_output=True, check=False)

@@ -14,13 +14,13 @@ from shoal.api import Duration, ManifestError, Quantity, TrainingJob, from_mappi
 from shoal.api.crd import HEADER, crd, render
 from shoal.api.status import (
     REASONS,
-    Account,
+    AccountStatus,
     Allocation,
     Condition,
     ConditionType,
     HistoryEntry,
     MasterStatus,
-    Progress,
+    ProgressStatus,
     Reason,
     ServersStatus,
     State,
@@ -199,10 +199,10 @@ STATUS = Status(
     trainers=TrainersStatus(desired=4, ready=3, min=2, max=8),
     servers=ServersStatus(desired=2, ready=2),
     master=MasterStatus(ready=True),
-    progress=Progress(epoch=1, epochs=3, samples=415, expected=1000, rate=1234567.0, estimated_end=NOW,
+    progress=ProgressStatus(epoch=1, epochs=3, samples=415, expected=1000, rate=1234567.0, estimated_end=NOW,
                       last_step_time=NOW, message="waits"),
     allocation=Allocation(desired=4, ready=3, message="pinned"),
-    account=Account(epochs=3, expected=1000, counted=1000, seconds=1.5),
+    account=AccountStatus(epochs=3, expected=1000, counted=1000, seconds=1.5),
     start_time=NOW,
     completion_time=NOW,
     last_scale_time=NOW,
@@ -240,7 +240,7 @@ def test_a_status_reads_the_same_and_accepts_unknown_fields():
     [(0, 10, "0%"), (999, 1000, "99%"), (1000, 1000, "100%"), (5, None, None), (0, 0, None)],
 )
 def test_the_share_is_100_percent_only_at_the_end(samples, expected, percent):
-    assert Progress(samples=samples, expected=expected).percent == percent
+    assert ProgressStatus(samples=samples, expected=expected).percent == percent
 
 
 @pytest.mark.parametrize(
@@ -248,7 +248,7 @@ def test_the_share_is_100_percent_only_at_the_end(samples, expected, percent):
     [(None, None), (0.0, 0.0), (0.012345, 0.0123), (9.996, 10.0), (1234.5, 1230.0), (float("nan"), None)],
 )
 def test_a_rate_has_three_digits(rate, shown):
-    assert Progress(rate=rate).rate == shown
+    assert ProgressStatus(rate=rate).rate == shown
 
 
 def test_a_time_is_in_utc_and_one_without_a_zone_is_refused():

@@ -305,7 +305,7 @@ def test_no_text_breaks_the_reader(text):
 def test_what_is_public():
     assert sorted(shoal.api.__all__) == [
         "API_VERSION", "Checkpoint", "Duration", "EnvVar", "KIND", "ManifestError", "Master", "Metadata", "Output",
-        "ParameterServer", "Problem", "Quantity", "Resources", "RunPolicy", "Spec", "Trainer", "TrainingJob",
+        "ParameterServer", "Problem", "Quantity", "ResourceRequirements", "RunPolicy", "Spec", "Trainer", "TrainingJob",
         "for_script", "from_mapping", "load", "loads", "parse_trainers", "with_options",
     ]  # fmt: skip
     assert all(hasattr(shoal.api, name) for name in shoal.api.__all__)

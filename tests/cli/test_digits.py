@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from shoal.local.view.status import JobStatus
+from shoal.local.view.status import RunStatus
 
 pytestmark = pytest.mark.slow
 
@@ -56,7 +56,7 @@ def digits(tmp_path):
             deadline = time.monotonic() + 120
             while True:
                 code, out, _ = self.do("status", "digits", "-o", "json")
-                status = msgspec.json.decode(out, type=JobStatus) if code == 0 else None
+                status = msgspec.json.decode(out, type=RunStatus) if code == 0 else None
                 if status is not None and condition(status):
                     return status
                 assert runs[0].poll() is None, runs[0].stderr.read()

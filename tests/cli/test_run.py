@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from shoal.local.etcd_server import EtcdServer, find_etcd
-from shoal.local.view.status import JobStatus
+from shoal.local.view.status import RunStatus
 
 pytestmark = pytest.mark.slow
 
@@ -59,7 +59,7 @@ class Place:
 
     def status(self):
         done = self.do("status", "train", "--output", "json")
-        return msgspec.json.decode(done.stdout, type=JobStatus) if done.returncode == 0 else None
+        return msgspec.json.decode(done.stdout, type=RunStatus) if done.returncode == 0 else None
 
     def pids(self):
         return {row.name: row.pid for row in self.status().members}

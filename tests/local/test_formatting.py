@@ -10,7 +10,7 @@ from rich.console import Console
 from shoal.local.view.formatting import account_lines, duration, plain, progress_line, score, stall_reason
 from shoal.local.view.live import render
 from shoal.local.view.plain import PlainView, QuietView
-from shoal.local.view.status import JobStatus, account_of, is_good, read_status, rows_of
+from shoal.local.view.status import RunStatus, account_of, is_good, read_status, rows_of
 from shoal.protocol.messages import JobAccount, JobProgress, Member, Samples
 
 PROGRESS = JobProgress(
@@ -58,7 +58,7 @@ ROWS = rows_of(
     [("trainer", 2, 3.0)],
     PROGRESS.members,
 )
-STATUS = JobStatus(
+STATUS = RunStatus(
     name="digits",
     state="Running",
     reason="",

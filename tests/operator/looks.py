@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
-from shoal.api.status import Account, State, Status
+from shoal.api.status import AccountStatus, State, Status
 from shoal.operator.core.reconcile import Observed, ServerPod
 from shoal.operator.core.scaling import TrainerPod
 from shoal.operator.status.conditions import status_of
@@ -15,7 +15,7 @@ from tests.operator.jobs import job
 
 NOW = datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC)
 SECOND = timedelta(seconds=1)
-ACCOUNT = Account(epochs=3, expected=3000, counted=3000)
+ACCOUNT = AccountStatus(epochs=3, expected=3000, counted=3000)
 NAMES = frozenset(["flights-master-a", *(f"flights-pserver-{n}" for n in (0, 1)), *(f"flights-trainer-{n}" for n in range(4))])  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal.api.crd import crd
-from shoal.api.status import REASONS, ConditionType, Progress, Reason, Status
+from shoal.api.status import REASONS, ConditionType, ProgressStatus, Reason, Status
 from shoal.operator.core.reconcile import Ended, Observed
 from shoal.operator.core.scaling import TrainerPod
 from shoal.operator.status.conditions import PodProblem
@@ -142,7 +142,7 @@ def test_counts_and_conditions_never_contradict_each_other(looks):
             assert after.servers.ready == 2
         assert found.get("Suspended") != "True" or found["Running"] == found["Progressing"] == "False"
         if found.get("Progressing") == "Unknown":
-            progress = after.progress or Progress()
+            progress = after.progress or ProgressStatus()
             assert progress.rate is progress.estimated_end is None
 
 

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import pytest
 
 from shoal.api.status import (
-    Account,
+    AccountStatus,
     Allocation,
     Condition,
     ConditionType,
@@ -71,7 +71,7 @@ def test_a_change_of_state(before, after, reason):
 
 
 def test_the_end_has_the_account():
-    account = Account(expected=1000, counted=1000, lost=0, twice=0, skipped=0)
+    account = AccountStatus(expected=1000, counted=1000, lost=0, twice=0, skipped=0)
     [(kind, _, text)] = events_between(Status(state=State.RUNNING), Status(state=State.COMPLETE, account=account))
     assert (kind, text) == ("Normal", "1,000 of 1,000 samples counted; lost 0, twice 0")
 

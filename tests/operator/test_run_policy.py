@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoal.api.status import Condition, Progress, Status
+from shoal.api.status import Condition, ProgressStatus, Status
 from shoal.operator.cache.cache import Cache
 from shoal.operator.core.run_policy import (
     REFUSED,
@@ -258,10 +258,12 @@ def test_one_early_end_of_each_trainer_is_not_too_many():
 
 
 def test_a_script_that_never_joins_is_known_at_its_second_end():
-    early, starting = end(1, code=0), Status(progress=Progress())
+    early, starting = end(1, code=0), Status(progress=ProgressStatus())
     assert decided(failures=ConsecutiveFailures(1, at(1), early), status=starting) == ""
     assert decided(failures=ConsecutiveFailures(2, at(1), early), status=Status()) == ""
-    assert decided(failures=ConsecutiveFailures(2, at(1), early), status=Status(progress=Progress(epochs=3))) == ""
+    assert (
+        decided(failures=ConsecutiveFailures(2, at(1), early), status=Status(progress=ProgressStatus(epochs=3))) == ""
+    )
     said = decided(failures=ConsecutiveFailures(2, at(1), early), status=starting)
     assert said.startswith("ScriptFailed: the script ended without joining the job")
 
@@ -272,7 +274,7 @@ def test_a_refusal_is_final_until_something_is_trained():
     assert decided(refusals=[end(1, code=REFUSED, message="")]) == (
         "ScriptFailed: flights-trainer-0 refused the job; its log says why"
     )
-    assert decided(refusals=refusals, status=Status(progress=Progress(samples=5))) == ""
+    assert decided(refusals=refusals, status=Status(progress=ProgressStatus(samples=5))) == ""
 
 
 def test_the_deadline_counts_while_the_job_is_active():

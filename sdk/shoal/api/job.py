@@ -22,7 +22,7 @@ __all__ = [
     "Metadata",
     "Output",
     "ParameterServer",
-    "Resources",
+    "ResourceRequirements",
     "RunPolicy",
     "Spec",
     "Trainer",
@@ -63,7 +63,7 @@ class EnvVar(Model):
         return self
 
 
-class Resources(Model):
+class ResourceRequirements(Model):
     """Resource requests and limits of one process."""
 
     requests: dict[str, Quantity] = Field(
@@ -81,7 +81,7 @@ class Resources(Model):
 class Master(Model):
     """The job's master."""
 
-    resources: Resources | None = Field(
+    resources: ResourceRequirements | None = Field(
         default=None,
         description="Resources of the master. It computes nothing: {requests: {cpu: 100m, memory: 128Mi}} is enough for "
         "most jobs.",
@@ -115,7 +115,7 @@ class Trainer(Model):
         """`kubectl patch tj/NAME --type=merge -p '{"spec":{"trainer":{"replicas":null}}}'`. 0 is refused; to pause """
         "a job set spec.suspend.",
     )
-    resources: Resources | None = Field(
+    resources: ResourceRequirements | None = Field(
         default=None,
         description='Resources of one trainer: {requests: {cpu: "1", memory: 1Gi}, limits: {nvidia.com/gpu: 1}}. The number '
         "of PyTorch's threads follows the cpu request. A change replaces trainers one by one.",
@@ -167,7 +167,7 @@ class ParameterServer(Model):
         description="Number of parameter servers that share the parameters. The model with its optimizer's state must fit "
         "into their memory. It cannot change once the job exists.",
     )
-    resources: Resources | None = Field(
+    resources: ResourceRequirements | None = Field(
         default=None,
         description="Resources of one parameter server: its memory holds its share of parameters and optimizer state, and "
         "the cpu runs the optimizer.",

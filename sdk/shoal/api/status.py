@@ -18,13 +18,13 @@ from pydantic.alias_generators import to_camel
 
 __all__ = [
     "REASONS",
-    "Account",
+    "AccountStatus",
     "Allocation",
     "Condition",
     "ConditionType",
     "HistoryEntry",
     "MasterStatus",
-    "Progress",
+    "ProgressStatus",
     "Reason",
     "ServersStatus",
     "State",
@@ -267,7 +267,7 @@ class MasterStatus(_Part):
     ready: bool = Field(default=False, description="Whether the master is ready.")
 
 
-class Progress(_Part):
+class ProgressStatus(_Part):
     """Progress of the training, as reported by the master."""
 
     epoch: int | None = Field(default=None, description="Number of the open epoch, from 1.")
@@ -328,7 +328,7 @@ class HistoryEntry(_Part):
     )
 
 
-class Account(_Part):
+class AccountStatus(_Part):
     """The final account of every sample, over all epochs."""
 
     epochs: int = Field(default=0, description="Epochs that were trained.")
@@ -358,11 +358,11 @@ class Status(_Part):
     trainers: TrainersStatus | None = Field(default=None, description="Trainers: desired, ready and bounds.")
     servers: ServersStatus | None = Field(default=None, description="Parameter servers: desired and ready.")
     master: MasterStatus | None = Field(default=None, description="The master.")
-    progress: Progress | None = Field(default=None, description="Progress and rate of the training.")
+    progress: ProgressStatus | None = Field(default=None, description="Progress and rate of the training.")
     allocation: Allocation | None = Field(
         default=None, description="Allocation by the autoscaler, and why it is not larger."
     )
-    account: Account | None = Field(default=None, description="The account of every sample, at the job's end.")
+    account: AccountStatus | None = Field(default=None, description="The account of every sample, at the job's end.")
     start_time: Time | None = Field(
         default=None, description="When minReplicas trainers were ready for the first time."
     )

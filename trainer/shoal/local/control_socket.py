@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from shoal.local.state.state_folder import StateFolder
-from shoal.local.view.status import JobStatus
+from shoal.local.view.status import RunStatus
 from shoal.transport import aio, auth
 from shoal.transport.address import listen, publish
 from shoal.transport.unauthenticated import Unauthenticated
@@ -47,7 +47,7 @@ class AskStop(_Message, frozen=True):
 class ControlReply(_Message, frozen=True):
     """Reply to all requests, with the job's status."""
 
-    status: JobStatus
+    status: RunStatus
 
 
 class ControlRefused(_Message, frozen=True):
@@ -63,7 +63,7 @@ Answer = ControlReply | ControlRefused
 class _Peer(aio.Listener):
     """A connection of a caller."""
 
-    answer: Callable[[Any], JobStatus | ControlRefused]
+    answer: Callable[[Any], RunStatus | ControlRefused]
 
     def on_message(self, message: Any) -> None:
         """Send the reply to a request."""
@@ -79,7 +79,7 @@ class Control:
         answer: Function that returns the reply to a request.
     """
 
-    def __init__(self, state: StateFolder, answer: Callable[[Any], JobStatus | ControlRefused]) -> None:
+    def __init__(self, state: StateFolder, answer: Callable[[Any], RunStatus | ControlRefused]) -> None:
         self._state = state
         self._answer = answer
         self._server: asyncio.AbstractServer | None = None
@@ -107,7 +107,7 @@ class Control:
         self._state.control.unlink(missing_ok=True)
 
 
-def ask(state: StateFolder, question: Question) -> JobStatus | ControlRefused | None:
+def ask(state: StateFolder, question: Question) -> RunStatus | ControlRefused | None:
     """Send a request to a running job; None if it does not run (or is just starting or ending)."""
     try:
         return asyncio.run(_ask(state, question))
@@ -115,7 +115,7 @@ def ask(state: StateFolder, question: Question) -> JobStatus | ControlRefused | 
         return None
 
 
-async def _ask(state: StateFolder, question: Question) -> JobStatus | ControlRefused:
+async def _ask(state: StateFolder, question: Question) -> RunStatus | ControlRefused:
     caller = await aio.connect(
         f"file://{state.control}",
         identity=auth.Identity(role="observer", index=0, life=auth.new_life()),

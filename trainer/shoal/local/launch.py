@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from shoal.api import ManifestError, Problem, Resources, TrainingJob
+from shoal.api import ManifestError, Problem, ResourceRequirements, TrainingJob
 from shoal.local.processes import Launch
 from shoal.local.supervisor import MASTER, SERVER, TRAINER
 from shoal.protocol import environment as names
@@ -109,7 +109,7 @@ class Launcher:
         return max(1, self.cores // (trainers + self.job.servers))
 
 
-def _resources(job: TrainingJob, role: str) -> Resources | None:
+def _resources(job: TrainingJob, role: str) -> ResourceRequirements | None:
     spec = job.spec
     part = {TRAINER: spec.trainer, SERVER: spec.parameter_server, MASTER: spec.master}[role]
     return part.resources if part is not None else None

@@ -30,7 +30,7 @@ from shoal.local.supervisor import ETCD, Action, Finish, PrintLine, RunSettings,
 from shoal.local.view.events import Events
 from shoal.local.view.formatting import counted, process_name
 from shoal.local.view.plain import ProgressView
-from shoal.local.view.status import JobStatus, account_of, rows_of
+from shoal.local.view.status import RunStatus, account_of, rows_of
 from shoal.protocol.environment import EXIT_REFUSED, LONG_FACTOR
 from shoal.protocol.messages import JobProgress
 from shoal.transport.auth import Token
@@ -219,7 +219,7 @@ class Runner:
         )
         self._show()
 
-    def _answer(self, question: Any) -> JobStatus | ControlRefused:
+    def _answer(self, question: Any) -> RunStatus | ControlRefused:
         match question:
             case AskScale():
                 return self._scale(question) or self.status()
@@ -297,11 +297,11 @@ class Runner:
 
     # --- Status ---
 
-    def status(self) -> JobStatus:
+    def status(self) -> RunStatus:
         """Return the job's present status."""
         trainer = self._job.spec.trainer
         outcome = self._finish or self._supervisor.outcome
-        return JobStatus(
+        return RunStatus(
             name=self._job.metadata.name,
             state=self._state_now(),
             reason=outcome.reason if outcome is not None else "",

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Final
 
-from shoal.api.status import Account
+from shoal.api.status import AccountStatus
 from shoal.operator.cache.pod_summary import PodSummary
 from shoal.operator.core.reconcile import Ended, Observed, ServerPod
 from shoal.operator.core.run_policy import ContainerEnd
@@ -427,7 +427,7 @@ class Cache:
             generation=known.leader.generation if known.leader is not None else None,
             reported_at=known.reported_at,
             moved=known.moved,
-            account=Account.model_validate(account) if account is not None else None,
+            account=AccountStatus.model_validate(account) if account is not None else None,
             requested_by=known.request.by if known.request is not None else "",
         )
 

@@ -16,7 +16,7 @@ import msgspec
 from pydantic import ValidationError
 
 from shoal.api.metric_series import REPORTED_SCORES, finite_values
-from shoal.api.status import Account
+from shoal.api.status import AccountStatus
 from shoal.operator.core.reconcile import Ended
 from shoal.operator.status.reasons import clipped
 from shoal.store import DesiredState, JobKeys, MasterRecord, ReportedState
@@ -122,14 +122,14 @@ def _ended(found: Ended) -> Ended:
 
 
 def _account(reported: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Return the master's account in the form of `Account`, with the numbers of samples beside the others."""
+    """Return the master's account in the form of `AccountStatus`, with the numbers of samples beside the others."""
     if reported is None:
         return None
     samples = reported.get("samples")
     if not isinstance(samples, Mapping):
         raise RecordError("the account has no samples")
     try:
-        found = Account.model_validate({**reported, **samples})
+        found = AccountStatus.model_validate({**reported, **samples})
     except (ValidationError, ValueError, OverflowError) as error:
         raise RecordError(f"the account cannot be read: {clipped(str(error), _KEY_CHARACTERS)}") from None
     numbers = found.model_dump()

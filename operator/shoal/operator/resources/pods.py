@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from shoal.api import Resources, TrainingJob
+from shoal.api import ResourceRequirements, TrainingJob
 from shoal.operator.resources.template_merge import merged
 
 __all__ = [
@@ -275,7 +275,7 @@ def _pod(
     ours: dict[str, Any],
     *,
     template: dict[str, Any] | None,
-    resources: Resources | None,
+    resources: ResourceRequirements | None,
 ) -> dict[str, Any]:
     """Merge the frame of every role's pod with the user's template, and then with what Shoal governs."""
     frame = _frame(job, role, container, resources)
@@ -312,7 +312,9 @@ def _with_parts(template: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _frame(job: TrainingJob, role: str, container: dict[str, Any], resources: Resources | None) -> dict[str, Any]:
+def _frame(
+    job: TrainingJob, role: str, container: dict[str, Any], resources: ResourceRequirements | None
+) -> dict[str, Any]:
     shared: dict[str, Any] = {"medium": "Memory"}
     if job.spec.shared_memory is not None:
         shared["sizeLimit"] = str(job.spec.shared_memory)

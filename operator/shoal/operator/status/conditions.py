@@ -31,7 +31,7 @@ from shoal.api.status import (
     ConditionType,
     HistoryEntry,
     MasterStatus,
-    Progress,
+    ProgressStatus,
     Reason,
     ServersStatus,
     State,
@@ -459,7 +459,7 @@ class _JobStatus:
         why = allocation_message(self._job, self._desired, self._facts.reason)
         return Allocation(desired=self._desired, ready=min(self._works, self._desired), message=why or None)
 
-    def _progress(self) -> Progress | None:
+    def _progress(self) -> ProgressStatus | None:
         published = self._seen.published
         if published is None:
             # Progress that was reported stays, whether the job has ended or etcd is unreachable.
@@ -468,7 +468,7 @@ class _JobStatus:
             return earlier.model_copy(update=now_only) if earlier is not None else None
         live = self._stale is None and not self._stopped
         known = 0 < published.epochs <= _MOST
-        return Progress(
+        return ProgressStatus(
             epoch=min(max(published.epoch, 0) + 1, published.epochs) if known else None,
             epochs=published.epochs if known else None,
             samples=min(max(published.samples, 0), _MOST),

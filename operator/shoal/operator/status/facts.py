@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-from shoal.api.status import Account, Progress, Reason
+from shoal.api.status import AccountStatus, ProgressStatus, Reason
 
 __all__ = ["Facts"]
 
@@ -39,7 +39,7 @@ class Facts:
     generation: int | None = None
     reported_at: datetime | None = None
     moved: datetime | None = None
-    account: Account | None = None
+    account: AccountStatus | None = None
     failures: int | None = None
     restarts: int | None = None
     last_failure: datetime | None = None
@@ -49,7 +49,7 @@ class Facts:
     planned: bool | None = None
     requested_by: str = ""
 
-    def last_step(self, samples: int | None, earlier: Progress | None) -> datetime | None:
+    def last_step(self, samples: int | None, earlier: ProgressStatus | None) -> datetime | None:
         """Return when a commit of samples was last observed, by the operator's clock: the master's may differ.
 
         An operator that has just started keeps the time of its predecessor, as long as no sample was committed since.

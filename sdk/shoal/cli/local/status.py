@@ -13,7 +13,7 @@ from shoal.cli.tables import print_table
 from shoal.local.state.jobs import status_of
 from shoal.local.state.state_folder import StateFolder, base_folder, job_names
 from shoal.local.view.formatting import account_lines, duration, evaluated, progress_line
-from shoal.local.view.status import JobStatus, ProcessStatus
+from shoal.local.view.status import ProcessStatus, RunStatus
 
 __all__ = ["show_all", "show_status", "status_lines"]
 
@@ -33,7 +33,7 @@ def show_status(name: str, named_state: Path | None, *, output: str) -> None:
         print_table(("PROCESS", "PID", "STATE", "DOING", "FOR"), map(_row, status.members))
 
 
-def status_lines(status: JobStatus) -> list[str]:
+def status_lines(status: RunStatus) -> list[str]:
     """Format a status as lines of text."""
     if status.runner == 0:
         lines = _ended_lines(status)
@@ -50,7 +50,7 @@ def status_lines(status: JobStatus) -> list[str]:
     return lines
 
 
-def _ended_lines(status: JobStatus) -> list[str]:
+def _ended_lines(status: RunStatus) -> list[str]:
     if status.account is not None:
         lines = account_lines(status.name, status.account, reason=status.reason)
     else:
@@ -78,6 +78,6 @@ def show_all(named_state: Path | None, *, output: str) -> None:
     print_table(("NAME", "STATE", "PROGRESS"), [(each.name, each.state, _summary(each)) for each in statuses])
 
 
-def _summary(status: JobStatus) -> str:
+def _summary(status: RunStatus) -> str:
     # A reason ends with the script's last output, whose last line has the error.
     return progress_line(status) if status.runner else status.reason.rpartition("\n")[2]

@@ -24,7 +24,7 @@ from shoal.local.launch import variables
 from shoal.local.state.job_record import JobRecord
 from shoal.local.state.jobs import NoSuchJobError, find_job, status_of
 from shoal.local.state.state_folder import StateFolder, base_folder, job_names
-from shoal.local.view.status import JobStatus as LocalStatus
+from shoal.local.view.status import RunStatus
 from shoal.sdk.backend import Failure, JobKey, LogOptions
 from shoal.sdk.errors import (
     AlreadyExistsError,
@@ -141,7 +141,7 @@ class LocalBackend:
     def _status(self, key: JobKey) -> JobStatus:
         return self._converted(key, self._read(key)[1])
 
-    def _read(self, key: JobKey) -> tuple[StateFolder, LocalStatus]:
+    def _read(self, key: JobKey) -> tuple[StateFolder, RunStatus]:
         """Return the state folder and the runner's status of a job."""
         state = self._find(key)
         with self._reading(key):
@@ -149,7 +149,7 @@ class LocalBackend:
         self._find(key)  # what was read is not of a later job of this name
         return state, found
 
-    def _converted(self, key: JobKey, found: LocalStatus) -> JobStatus:
+    def _converted(self, key: JobKey, found: RunStatus) -> JobStatus:
         state = self._find(key)
         with self._reading(key):
             record = JobRecord(state.record())

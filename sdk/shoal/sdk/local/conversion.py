@@ -11,8 +11,7 @@ from shoal.api.status import Reason, State
 from shoal.local.state.job_record import RecordedEvent, TrainerChange
 from shoal.local.state.jobs import KILLED
 from shoal.local.view.formatting import NEVER_JOINED, stall_reason
-from shoal.local.view.status import JobStatus as LocalStatus
-from shoal.local.view.status import ProcessStatus
+from shoal.local.view.status import ProcessStatus, RunStatus
 from shoal.sdk.types import Account, Event, JobStatus, Member, Progress, Replicas, SizeChange
 
 __all__ = ["RUN_KILLED", "Times", "event", "is_same", "job_status", "member", "size_change"]
@@ -62,7 +61,7 @@ class Times:
     ended: datetime | None = None
 
 
-def job_status(found: LocalStatus, *, servers: int, uid: str, times: Times) -> JobStatus:
+def job_status(found: RunStatus, *, servers: int, uid: str, times: Times) -> JobStatus:
     """Return the state of a job.
 
     Args:
@@ -90,7 +89,7 @@ def job_status(found: LocalStatus, *, servers: int, uid: str, times: Times) -> J
     )
 
 
-def _state(found: LocalStatus) -> tuple[State, str, str]:
+def _state(found: RunStatus) -> tuple[State, str, str]:
     """Return state, reason and message."""
     if found.state == "Stopping":
         if not found.reason:
@@ -135,7 +134,7 @@ def _without_output(reason: str) -> str:
     return reason.partition(_OUTPUT)[0]
 
 
-def _progress(found: LocalStatus, now: datetime) -> Progress:
+def _progress(found: RunStatus, now: datetime) -> Progress:
     progress = found.progress
     if progress is None:
         return Progress(message=stall_reason(found))
@@ -154,7 +153,7 @@ def _progress(found: LocalStatus, now: datetime) -> Progress:
     )
 
 
-def _account(status: LocalStatus) -> Account | None:
+def _account(status: RunStatus) -> Account | None:
     found = status.account
     if found is None:
         return None

@@ -21,7 +21,7 @@ from shoal.api import TrainingJob, from_mapping
 from shoal.local.control_socket import AskStatus, AskStop, ask
 from shoal.local.etcd_server import EtcdError, find_etcd, is_endpoint
 from shoal.local.state.state_folder import BusyError, Origin, StateFolder
-from shoal.local.view.status import JobStatus
+from shoal.local.view.status import RunStatus
 from shoal.sdk.errors import AlreadyExistsError, InvalidJobError, NotFoundError, NotInstalledError, ShoalError
 from shoal.sdk.manifests import Submission
 from shoal.sdk.sources import Sources
@@ -164,7 +164,7 @@ def _until_accepted(
     deadline = time.monotonic() + _START_SECONDS
     while process.poll() is None:
         status = ask(state, AskStatus())
-        if isinstance(status, JobStatus) and status.runner == process.pid:
+        if isinstance(status, RunStatus) and status.runner == process.pid:
             return
         if interrupted.wait(_POLL_SECONDS) or time.monotonic() >= deadline:
             process.kill()

@@ -9,7 +9,7 @@ import msgspec
 
 from shoal.local.control_socket import AskStatus, ask
 from shoal.local.state.state_folder import StateFolder, job_names
-from shoal.local.view.status import JobStatus, read_status
+from shoal.local.view.status import RunStatus, read_status
 
 __all__ = ["KILLED", "NoSuchJobError", "find_job", "status_of"]
 
@@ -39,14 +39,14 @@ def find_job(name: str, base: Path) -> StateFolder:
     raise NoSuchJobError(f"no job {name!r} in {base}; {known}")
 
 
-def status_of(state: StateFolder) -> JobStatus:
+def status_of(state: StateFolder) -> RunStatus:
     """Return a job's status from its runner, or from the state folder if it does not run.
 
     Raises:
         ManifestError: The job's manifest was removed or is damaged.
     """
     answer = ask(state, AskStatus())
-    if isinstance(answer, JobStatus):
+    if isinstance(answer, RunStatus):
         return answer
     try:
         last = read_status(state.last.read_bytes())
@@ -69,9 +69,9 @@ def status_of(state: StateFolder) -> JobStatus:
     return msgspec.structs.replace(last, runner=0, members=[], state="Stopped", reason=reason)
 
 
-def _nothing_known(state: StateFolder) -> JobStatus:
+def _nothing_known(state: StateFolder) -> RunStatus:
     trainer = state.job().spec.trainer
-    return JobStatus(
+    return RunStatus(
         name=state.name,
         state="Starting",
         reason="",

@@ -6,7 +6,7 @@ import json
 import signal
 from typing import Final
 
-from shoal.local.view.status import JobStatus, is_good
+from shoal.local.view.status import RunStatus, is_good
 from shoal.protocol.messages import Evaluation, JobAccount, JobProgress
 
 __all__ = [
@@ -97,7 +97,7 @@ def plain(text: str) -> str:
     return text
 
 
-def stall_reason(status: JobStatus) -> str:
+def stall_reason(status: RunStatus) -> str:
     """Return why no samples are committed, or, while a job starts, the progress of its start; empty if it trains."""
     progress = status.progress
     if status.state == "Starting":
@@ -105,7 +105,7 @@ def stall_reason(status: JobStatus) -> str:
     return plain(progress.stall_reason) if progress is not None and status.state in {"Running", "Saving"} else ""
 
 
-def _starting(status: JobStatus) -> str:
+def _starting(status: RunStatus) -> str:
     progress = status.progress
     if progress is None:
         return "the master is starting"
@@ -120,7 +120,7 @@ def _starting(status: JobStatus) -> str:
     return "the servers receive the initial parameters"
 
 
-def progress_line(status: JobStatus) -> str:
+def progress_line(status: RunStatus) -> str:
     """Format the progress: ``epoch 1/3  41%  12,345 samples/s  loss 0.41  trainers 3/4  left 12s``, or why it stalls."""
     progress = status.progress
     active = sum(row.role == "trainer" and row.state not in {"starting", "waits"} for row in status.members)

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from shoal.local.view.formatting import counted, duration, stall_reason, values
 from shoal.local.view.plain import ProgressView
-from shoal.local.view.status import JobStatus, ProcessStatus
+from shoal.local.view.status import ProcessStatus, RunStatus
 from shoal.protocol.messages import JobProgress
 
 __all__ = ["LiveView", "render"]
@@ -48,7 +48,7 @@ class LiveView(ProgressView):
         self._live = Live(console=console, transient=True, refresh_per_second=8, auto_refresh=False)
         self._live.start()
 
-    def show(self, status: JobStatus) -> None:
+    def show(self, status: RunStatus) -> None:
         """Redraw the picture."""
         with suppress(OSError):
             self._live.update(render(status, height=self._console.height), refresh=True)
@@ -66,7 +66,7 @@ class LiveView(ProgressView):
             self._live.stop()
 
 
-def render(status: JobStatus, *, height: int) -> RenderableType:
+def render(status: RunStatus, *, height: int) -> RenderableType:
     """Render progress and members in at most ``height`` lines."""
     parts: list[RenderableType] = [Text(), _head(status)]
     progress = status.progress
@@ -78,7 +78,7 @@ def render(status: JobStatus, *, height: int) -> RenderableType:
     return Group(*parts)
 
 
-def _head(status: JobStatus) -> Text:
+def _head(status: RunStatus) -> Text:
     head = _line(f"{status.name} ", style="bold")
     head.append(status.state, style={"Failed": "bold red", "Complete": "bold green"}.get(status.state, "cyan"))
     trainers = counted(status.trainers, "trainer")
@@ -99,7 +99,7 @@ def _bar(progress: JobProgress) -> Table:
     return grid
 
 
-def _numbers(status: JobStatus, progress: JobProgress) -> Text:
+def _numbers(status: RunStatus, progress: JobProgress) -> Text:
     parts = [f"{progress.samples_done:,}/{progress.samples_epoch:,} samples"]
     # Rate and remaining time are of no use after the end.
     if status.state == "Running":

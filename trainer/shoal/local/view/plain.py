@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Final, TextIO
 
 from shoal.local.view.formatting import progress_line
-from shoal.local.view.status import JobStatus
+from shoal.local.view.status import RunStatus
 
 __all__ = ["PlainView", "ProgressView", "QuietView", "event_line"]
 
@@ -20,7 +20,7 @@ LINE_SECONDS: Final = 2.0
 class ProgressView:
     """Base class of the views of a job."""
 
-    def show(self, status: JobStatus) -> None:
+    def show(self, status: RunStatus) -> None:
         """Show the present status; called about every 0.5 s and after each progress report."""
 
     def print_event(self, level: str, text: str) -> None:
@@ -60,7 +60,7 @@ class PlainView(ProgressView):
         self._next = 0.0
         self._last = ""
 
-    def show(self, status: JobStatus) -> None:
+    def show(self, status: RunStatus) -> None:
         """Print a progress line if it has changed and the last one is at least two seconds old."""
         now = self._clock()
         if now < self._next:

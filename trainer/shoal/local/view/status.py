@@ -9,7 +9,7 @@ import msgspec
 
 from shoal.protocol.messages import JobAccount, JobProgress, Member, Samples
 
-__all__ = ["JobStatus", "ProcessStatus", "account_of", "is_good", "read_status", "rows_of"]
+__all__ = ["ProcessStatus", "RunStatus", "account_of", "is_good", "read_status", "rows_of"]
 
 _NO_SAMPLES = Samples(expected=0, counted=0, lost=0, twice=0, skipped=0)
 _ROLES = ("master", "pserver", "trainer", "etcd")
@@ -36,7 +36,7 @@ class ProcessStatus(msgspec.Struct, frozen=True):
         return f"{self.role}-{self.index}"
 
 
-class JobStatus(msgspec.Struct, frozen=True):
+class RunStatus(msgspec.Struct, frozen=True):
     """Status of a job, as printed by ``shoal status``.
 
     Attributes:
@@ -64,7 +64,7 @@ class JobStatus(msgspec.Struct, frozen=True):
     account: JobAccount | None
 
 
-def read_status(content: bytes) -> JobStatus:
+def read_status(content: bytes) -> RunStatus:
     """Decode a status from JSON, in which a logged NaN is ``null``.
 
     Raises:
@@ -75,7 +75,7 @@ def read_status(content: bytes) -> JobStatus:
     if isinstance(progress, dict) and isinstance(progress.get("values"), dict):
         values = progress["values"].items()
         progress["values"] = {name: math.nan if value is None else value for name, value in values}
-    return msgspec.convert(found, JobStatus)
+    return msgspec.convert(found, RunStatus)
 
 
 def rows_of(
