@@ -90,7 +90,7 @@ def test_for_a_pod_that_fits_nowhere_no_trainer_is_preempted(world):
     run(world, 1)
     trainers(world.j, TWO_NODES - 1)
     deleted = before - world.j.pod_uids("trainer")
-    world.until(lambda: deleted <= evicted(world), "events that the scheduler, and nobody else, sent them away")
+    world.until(lambda: deleted <= evicted(world), "events that show that only the scheduler evicted them")
 
 
 def _unschedulable(world, name):

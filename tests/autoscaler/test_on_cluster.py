@@ -177,7 +177,7 @@ def test_a_killed_operator_continues_from_the_running_pods(world):
     trainers(world.j, TWO_NODES - 2)
     # The scheduler sometimes evicts two trainers for one pod; the operator then fills the room of the second one again.
     deleted = before - world.j.pod_uids("trainer")
-    world.until(lambda: deleted <= evicted(world), "events that the scheduler, and nobody else, sent them away")
+    world.until(lambda: deleted <= evicted(world), "events that show that only the scheduler evicted them")
     assert not [reason for reason, _ in world.j.events() if reason == "Queued"], "it never stood in line"
 
 

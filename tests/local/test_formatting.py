@@ -143,7 +143,7 @@ def test_a_process_that_left_a_complete_job_is_not_starting():
 def test_a_view_outlives_its_reader():
     stream = io.StringIO()
     stream.close()
-    PlainView(stream).print_event("info", "nobody reads this")
+    PlainView(stream).print_event("info", "the output is closed")
 
 
 def test_quiet_shows_errors_only():

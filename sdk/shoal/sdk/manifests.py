@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -21,6 +20,7 @@ from shoal.api import (
     parse_trainers,
     with_options,
 )
+from shoal.api.reading.script import job_name
 from shoal.sdk.errors import InvalidJobError
 from shoal.sdk.sources import Sources, sources_of_function, sources_of_script
 from shoal.sdk.types import ParameterServers, Resources, Trainers
@@ -29,7 +29,6 @@ __all__ = ["Submission", "base_image", "submission"]
 
 _IMAGE: Final = "example.org/shoal/trainer"
 _PYTHON: Final = "python"
-_LONGEST_NAME: Final = 39
 
 
 @dataclass(frozen=True)
@@ -171,10 +170,7 @@ def _name_of(script: str | Path | None, function: Any) -> str:
     if script is None and function is None:
         raise InvalidJobError("name= is missing; a command has no name of its own")
     stem = Path(str(script)).stem if script is not None else str(getattr(function, "__name__", "job"))
-    plain = re.sub(r"[^a-z0-9]+", "-", stem.lower()).strip("-")
-    if not plain[:1].isalpha():
-        plain = f"job-{plain}".strip("-")
-    return plain[:_LONGEST_NAME].strip("-")
+    return job_name(stem)
 
 
 def _with(mapping: Mapping[str, Any], options: Mapping[str, Any]) -> TrainingJob:

@@ -12,7 +12,7 @@ from shoal.api.job import API_VERSION, KIND, TrainingJob
 from shoal.api.metadata import LONGEST_NAME
 from shoal.api.reading.load import from_mapping
 
-__all__ = ["for_script", "parse_trainers", "with_options"]
+__all__ = ["for_script", "job_name", "parse_trainers", "with_options"]
 
 _OPTIONS: Final = {
     "metadata.name": "--name",
@@ -59,7 +59,7 @@ def for_script(
     mapping = {
         "apiVersion": API_VERSION,
         "kind": KIND,
-        "metadata": {"name": _name(script)},
+        "metadata": {"name": job_name(Path(script).stem)},
         "spec": {"command": [python, script, *arguments]},
     }
     return _with(mapping, trainers=trainers, servers=servers, epochs=epochs, seed=seed, name=name)
@@ -107,9 +107,9 @@ def _with(
         raise ManifestError(list(dict.fromkeys(renamed))) from None
 
 
-def _name(script: str) -> str:
-    """Derive a valid job name from the file name of a script."""
-    stem = re.sub(r"[^a-z0-9]+", "-", Path(script).stem.lower()).strip("-")
-    if not stem[:1].isalpha():
-        stem = f"job-{stem}"
-    return stem[:LONGEST_NAME].strip("-")
+def job_name(text: str) -> str:
+    """Derive a valid job name from a text such as the name of a script, a function or a folder."""
+    name = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+    if not name[:1].isalpha():
+        name = f"job-{name}"
+    return name[:LONGEST_NAME].strip("-")

@@ -24,7 +24,7 @@ from shoal.cli.render import (
 )
 from shoal.cli.tables import print_table
 from shoal.sdk import Client, Job, JobStatus, State
-from shoal.sdk.errors import ClusterUnreachableError, ShoalError
+from shoal.sdk.errors import ClusterUnreachableError, NotConfiguredError, ShoalError
 
 __all__ = [
     "change_size",
@@ -71,13 +71,14 @@ def list_jobs(
             except ClusterUnreachableError as error:
                 if is_required:
                     raise
-                sys.stderr.write(f"only the jobs of this machine: {error}\n")
+                if not isinstance(error, NotConfiguredError):
+                    sys.stderr.write(f"only the jobs of this machine: {error}\n")
                 clients = [each for each in clients if each[0] is not client]
         _print_jobs(found, output=output, with_namespace=all_namespaces)
         if not watch:
             return
         sys.stdout.flush()
-        time.sleep(_REFRESH_SECONDS)
+        time.sleep(_REFRESH_SECONDS)  # a table for people; it needs no event
 
 
 def _clients(place: Target) -> list[tuple[Client, bool]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Final
 
 from rich.console import Group, RenderableType
@@ -17,7 +18,7 @@ from shoal.cli.options import Target
 from shoal.cli.render import age, job_row
 from shoal.cli.tables import stdout
 from shoal.sdk import Client, JobStatus, State
-from shoal.sdk.errors import NotFoundError, ShoalError
+from shoal.sdk.errors import ShoalError
 
 __all__ = ["show_top", "top_table"]
 
@@ -42,30 +43,25 @@ def show_top(place: Target, *, all_namespaces: bool, once: bool) -> None:
     if not once and not console.is_terminal:
         raise CommandError("`shoal top` needs a terminal; in a pipe use --once, or `shoal list --watch`")
     client = place.client(local=place.local)
-    planner = None if place.local else client
     if once:
-        console.print(_screen(client, planner, all_namespaces=all_namespaces))
+        console.print(_screen(client, local=place.local, all_namespaces=all_namespaces))
         return
     with Live(console=console, screen=True, auto_refresh=False) as live:
         while True:
             try:
-                live.update(_screen(client, planner, all_namespaces=all_namespaces), refresh=True)
+                live.update(_screen(client, local=place.local, all_namespaces=all_namespaces), refresh=True)
             except ShoalError as error:
                 live.update(Text(f"{error}; tried again", style="red"), refresh=True)
-            time.sleep(_REFRESH_SECONDS)
+            time.sleep(_REFRESH_SECONDS)  # a screen for people; it needs no event
 
 
-def _screen(client: Client, planner: Client | None, *, all_namespaces: bool) -> RenderableType:
-    return top_table(client.list(all_namespaces=all_namespaces), _plan(planner), with_namespace=all_namespaces)
-
-
-def _plan(planner: Client | None) -> Plan | None:
-    if planner is None:
-        return None
-    try:
-        return planner.plan()
-    except (NotFoundError, ShoalError):
-        return None
+def _screen(client: Client, *, local: bool, all_namespaces: bool) -> RenderableType:
+    plan: Plan | None = None
+    if not local:
+        # The caller may not be allowed to read the plan, or there is no autoscaler.
+        with suppress(ShoalError):
+            plan = client.plan()
+    return top_table(client.list(all_namespaces=all_namespaces), plan, with_namespace=all_namespaces)
 
 
 def top_table(jobs: Sequence[JobStatus], plan: Plan | None, *, with_namespace: bool) -> RenderableType:

@@ -48,7 +48,7 @@ def show_logs(name: str, named_state: Path | None, *, process: str | None, follo
         tail = None  # the lines of a process that starts from now on are all new
         if not follow or over:
             break
-        time.sleep(_PAUSE_SECONDS)
+        time.sleep(_PAUSE_SECONDS)  # files that grow send no event
     for title, reader in readers.items():
         _write(reader.read_rest(), title, process)
 

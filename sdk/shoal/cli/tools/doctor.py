@@ -184,7 +184,9 @@ async def _operator(kube: Kube) -> AsyncIterator[Finding]:
     age = (datetime.now(UTC) - renewed).total_seconds()
     good = age < _LEASE_SECONDS and bool(spec.get("holderIdentity"))
     fix = "" if good else f"kubectl -n {_SYSTEM} get pods; kubectl -n {_SYSTEM} logs deployment/shoal-operator"
-    yield Finding("operator", good, f"{spec.get('holderIdentity') or 'nobody'} leads, renewed {age:.0f} s ago", fix)
+    yield Finding(
+        "operator", good, f"leader: {spec.get('holderIdentity') or 'none'}; the Lease was renewed {age:.0f} s ago", fix
+    )
 
 
 async def _etcd(kube: Kube) -> AsyncIterator[Finding]:

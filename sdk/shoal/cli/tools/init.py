@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from pathlib import Path
 from typing import Final
 
+from shoal.api.reading.script import job_name
 from shoal.cli.errors import CommandError
 
 __all__ = ["create_job"]
@@ -74,8 +74,7 @@ def create_job(folder: Path) -> None:
     Raises:
         CommandError: A file exists already, or the folder cannot be written.
     """
-    name = re.sub(r"[^a-z0-9]+", "-", folder.resolve().name.lower()).strip("-")[:39].strip("-")
-    name = name if name[:1].isalpha() else f"job-{name}".strip("-")
+    name = job_name(folder.resolve().name)
     files = {"train.py": _SCRIPT, "job.yaml": _MANIFEST.replace("NAME", name)}
     existing = [each for each in files if (folder / each).exists()]
     if existing:

@@ -10,6 +10,7 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
+from shoal.api.metric_series import METRICS_KEY, metrics_name
 from shoal.api.plan import PLAN_KEY, PLAN_NAME, Plan
 from shoal.kube import Kube, KubeConflictError, KubeError, KubeForbiddenError, KubeUnreachableError, Listed, follow
 from shoal.sdk.backend import Failure, JobKey, LogOptions
@@ -36,7 +37,6 @@ _MANAGER: Final = "shoal-sdk"
 _UNAUTHORIZED: Final = 401
 _UNREACHABLE_SECONDS: Final = 300.0
 """Time without an API server after which a watch gives up. Seconds."""
-_METRICS_KEY: Final = "metrics.json"
 _CONFLICT_TRIES: Final = 5
 _CONFLICT_SECONDS: Final = 0.5
 TIMEOUT_SECONDS = 30.0
@@ -304,13 +304,13 @@ class ClusterBackend:
         key = await self._placed(key)
         found = await self._call(
             f"logged values of job {key}",
-            lambda kube: kube.get("ConfigMap", f"{key.name}-metrics", namespace=key.namespace),
+            lambda kube: kube.get("ConfigMap", metrics_name(key.name), namespace=key.namespace),
             namespace=key.namespace,
         )
         if found is None:
             await self._get(key)
             return []
-        return list(msgspec.json.decode((found.get("data") or {}).get(_METRICS_KEY, "[]")))
+        return list(msgspec.json.decode((found.get("data") or {}).get(METRICS_KEY, "[]")))
 
     async def logs(self, key: JobKey, options: LogOptions) -> AsyncIterator[LogLine]:
         """Yield lines of the logs of a job's pods."""

@@ -19,7 +19,7 @@ _DECIDING: Final = {
     State.SUSPENDING: ConditionType.SUSPENDED,
 }
 _REFUSALS: Final = frozenset((Reason.INVALID_SPEC, Reason.INVALID_TEMPLATE, Reason.UNKNOWN_PRIORITY, Reason.NAME_TAKEN))
-"""Reasons for which a job does not start until somebody changes it or another object."""
+"""Reasons for which a job does not start until it, or the object that is in conflict with it, is changed."""
 
 
 def job_status(manifest: Mapping[str, Any]) -> JobStatus:

@@ -281,7 +281,7 @@ class LocalBackend:
                 status = self._status(key)
                 fix = "; resume it first" if status.state is State.SUSPENDED else ""
                 raise InvalidJobError(f"job {key} does not run: it is {status.state.value}{fix}")
-            time.sleep(_POLL_SECONDS)
+            time.sleep(_POLL_SECONDS)  # a run that is just starting does not listen yet
 
     async def suspend(self, key: JobKey, *, suspend: bool) -> None:
         """Stop a job gracefully and return when it has ended, or start it again; an ended job stays as it is."""

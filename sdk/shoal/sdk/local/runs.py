@@ -115,7 +115,7 @@ def start(state: StateFolder, interrupted: threading.Event) -> None:
 
     Args:
         state: The job's state folder.
-        interrupted: Set by the caller when nobody waits any more; the run is then killed.
+        interrupted: Set by the caller when its call was cancelled; the run is then killed.
 
     Raises:
         InvalidJobError: The run refuses the job; the text is its message.
@@ -222,7 +222,7 @@ def stop(state: StateFolder, uid: str, *, kill: bool = False) -> None:
             silent = now
         if now >= deadline:
             raise ShoalError(f"job {state.name} has not ended after {_STOP_SECONDS:.0f} s (shoal run: pid {runner})")
-        time.sleep(2 * _POLL_SECONDS)
+        time.sleep(2 * _POLL_SECONDS)  # the end of another session's process sends no event
 
 
 def _signal(state: StateFolder, pid: int, number: signal.Signals) -> None:
@@ -248,7 +248,7 @@ def remove(state: StateFolder, uid: str) -> None:
         uid: Uid of the job.
 
     Raises:
-        NotFoundError: The job was removed, or made anew, by somebody else.
+        NotFoundError: Another program has removed the job, or created it again.
         ShoalError: The run has not ended in time, or the folder cannot be removed.
     """
     deadline = time.monotonic() + _STOP_SECONDS
