@@ -151,3 +151,16 @@ def test_names_of_jobs_are_completed(tmp_path):
 def test_an_unknown_shell_is_refused():
     with pytest.raises(CommandError, match="no completion for this shell"):
         completion_script("tcsh")
+
+
+def test_the_jobs_here_are_listed_where_the_cluster_is_away_and_without_a_word_where_there_is_none(tmp_path):
+    environment = {**os.environ, "SHOAL_STATE": str(tmp_path), "HOME": str(tmp_path)}
+    environment.pop("KUBECONFIG", None)
+    command = [sys.executable, "-m", "shoal.cli", "list"]
+    alone = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert (alone.stdout, alone.stderr) == ("no jobs; submit one with `shoal submit`\n", "")
+    (tmp_path / "broken").write_text("{")
+    broken = {**environment, "KUBECONFIG": str(tmp_path / "broken")}
+    away = subprocess.run(command, env=broken, capture_output=True, text=True, check=True)
+    assert away.stdout == alone.stdout
+    assert "only the jobs of this machine: no cluster can be reached" in away.stderr

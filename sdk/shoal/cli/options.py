@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -23,6 +24,7 @@ __all__ = [
     "Output",
     "State",
     "Target",
+    "has_kubeconfig",
     "output_format",
     "target",
 ]
@@ -81,6 +83,11 @@ def _complete_job(incomplete: str) -> list[str]:
 Name = Annotated[
     str, typer.Argument(metavar="NAME", help="Name of a job.", show_default=False, autocompletion=_complete_job)
 ]
+
+
+def has_kubeconfig() -> bool:
+    """Return whether a kubeconfig is named, or is where kubectl looks for it."""
+    return bool(os.environ.get("KUBECONFIG")) or Path("~/.kube/config").expanduser().exists()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from shoal.cli.errors import FAILED, CommandError
-from shoal.cli.options import Target
+from shoal.cli.options import Target, has_kubeconfig
 from shoal.cli.render import (
     JOB_COLUMNS,
     WIDE_COLUMNS,
@@ -24,7 +24,7 @@ from shoal.cli.render import (
 )
 from shoal.cli.tables import print_table
 from shoal.sdk import Client, Job, JobStatus, State
-from shoal.sdk.errors import ClusterUnreachableError, NotConfiguredError, ShoalError
+from shoal.sdk.errors import NotConfiguredError, ShoalError
 
 __all__ = [
     "change_size",
@@ -68,10 +68,10 @@ def list_jobs(
         for client, is_required in clients:
             try:
                 found += client.list(state=state, labels=wanted, all_namespaces=all_namespaces)
-            except ClusterUnreachableError as error:
+            except ShoalError as error:
                 if is_required:
                     raise
-                if not isinstance(error, NotConfiguredError):
+                if has_kubeconfig() or not isinstance(error, NotConfiguredError):
                     sys.stderr.write(f"only the jobs of this machine: {error}\n")
                 clients = [each for each in clients if each[0] is not client]
         _print_jobs(found, output=output, with_namespace=all_namespaces)

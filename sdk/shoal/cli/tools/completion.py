@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Final
 
 from shoal.cli.errors import CommandError
+from shoal.cli.options import has_kubeconfig
 
 __all__ = ["complete_job", "completion_script"]
 
@@ -34,7 +34,7 @@ def complete_job(incomplete: str) -> Iterator[str]:
     from shoal.local.state.state_folder import base_folder, job_names  # noqa: PLC0415 - only a completion needs it
 
     names = set(job_names(base_folder(None)))
-    if os.environ.get("KUBECONFIG") or os.path.exists(os.path.expanduser("~/.kube/config")):  # noqa: PTH110, PTH111
+    if has_kubeconfig():
         with suppress(Exception):
             names |= set(_on_cluster())
     yield from sorted(name for name in names if name.startswith(incomplete))
