@@ -45,7 +45,8 @@ COMPLETE = JobStatus(
 def test_a_row_has_size_progress_rate_and_time_left():
     name, state, trainers, bounds, percent, rate, left, age = job_row(RUNNING)
     assert (name, state, trainers, bounds, percent, rate) == ("flights", "Running", "3/4", "2-8", "40%", "100")
-    assert left in {"8h58m", "8h59m"}
+    # The end is nine hours after this module was imported, and the tests before this one may take minutes.
+    assert left == "9h00m" or left.startswith("8h5")
     assert age.startswith("2h0")
     assert job_row(RUNNING, with_namespace=True)[0] == "default/flights"
     assert wide_row(QUEUED)[-2:] == ("Queued", "no room for cpu 4")
